@@ -1,0 +1,59 @@
+"""Quantised inference for recommendation models, with soft-error detection built in.
+
+int8 matrix products and embedding bags on the CPU, each of which checks what it computed. Start with `pack_weights` and
+`qlinear`, `EmbeddingBag`, `QuantizedLinear`, or the whole `DLRM`.
+"""
+
+try:
+    from sedq._core import _dispatch as _dispatch
+except ModuleNotFoundError as error:
+    if error.name is None or not error.name.startswith("sedq._core"):
+        raise
+    raise ImportError(
+        "sedq is not built here: this is its source tree, whose compiled modules are missing. Run 'pip install .' in it "
+        "and import sedq from another directory, or 'pip install --no-build-isolation --editable .' to work on it."
+    ) from None
+
+from sedq import datasets, faults
+from sedq._config import Settings, config_context, get_config
+from sedq._info import show_versions, versions
+from sedq.dlrm import DLRM
+from sedq.embedding import EmbeddingBag
+from sedq.exceptions import ModelFileError, SoftErrorDetected, SoftErrorWarning
+from sedq.linear import QuantizedLinear, matmul_integer, qlinear, qlinear_dynamic
+from sedq.observers import MinMaxObserver
+from sedq.qparams import QParams, choose_qparams, dequantize, quantize
+from sedq.recovery import Event, Monitor, monitor
+from sedq.weights import PackedWeights, WeightsReport, pack_weights
+
+__all__ = [
+    "DLRM",
+    "EmbeddingBag",
+    "Event",
+    "MinMaxObserver",
+    "ModelFileError",
+    "Monitor",
+    "PackedWeights",
+    "QParams",
+    "QuantizedLinear",
+    "Settings",
+    "SoftErrorDetected",
+    "SoftErrorWarning",
+    "WeightsReport",
+    "__version__",
+    "choose_qparams",
+    "config_context",
+    "datasets",
+    "dequantize",
+    "faults",
+    "get_config",
+    "matmul_integer",
+    "monitor",
+    "pack_weights",
+    "qlinear",
+    "qlinear_dynamic",
+    "quantize",
+    "show_versions",
+]
+
+__version__ = versions()["sedq"]

@@ -1,0 +1,124 @@
+"""The surrounding settings of a call: level of checking, what to do on a detection, threads, kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from sedq._core import _dispatch
+
+__all__ = ["Settings", "config_context", "get_config", "resolve", "use_kernels"]
+
+CHECKS = ("off", "exact", "full", "mod127", "digest", "threshold")
+ON_ERROR = ("recover", "raise", "warn")
+
+
+class Settings(NamedTuple):
+    """Settings that calls use where their own arguments are None.
+
+    Attributes
+    ----------
+    check : str
+        Level of checking.
+    on_error : str
+        ``"recover"``, ``"raise"`` or ``"warn"``.
+    num_threads : int or None
+        Threads per call; None for as many as OpenMP allows.
+    kernels : object
+        The instruction set's kernels.
+    """
+
+    check: str
+    on_error: str
+    num_threads: int | None
+    kernels: _dispatch.Context
+
+
+_settings: ContextVar[Settings] = ContextVar(
+    "sedq_settings", default=Settings("exact", "recover", None, _dispatch.default)
+)
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def _threads(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"num_threads: got {value!r}, expected a positive integer or None")
+    return value
+
+
+def resolve(check: str | None, on_error: str | None, num_threads: int | None) -> Settings:
+    """Return the settings of a call: its own arguments where given, the surrounding ones elsewhere."""
+    settings = _settings.get()
+    if check is None and on_error is None and num_threads is None:
+        return settings
+    return Settings(
+        settings.check if check is None else _choice("check", check, CHECKS),
+        settings.on_error if on_error is None else _choice("on_error", on_error, ON_ERROR),
+        settings.num_threads if num_threads is None else _threads(num_threads),
+        settings.kernels,
+    )
+
+
+def get_config() -> Settings:
+    """Return the settings in force here.
+
+    Examples
+    --------
+    >>> import sedq
+    >>> sedq.get_config().check
+    'exact'
+    """
+    return _settings.get()
+
+
+@contextmanager
+def config_context(
+    *, check: str | None = None, on_error: str | None = None, num_threads: int | None = None
+) -> Iterator[None]:
+    """Set what calls inside a ``with`` block do where their own arguments are None.
+
+    Settings belong to the current thread or asynchronous task (`contextvars`), nest, and end with the block.
+
+    Parameters
+    ----------
+    check : {"exact", "full", "mod127", "digest", "threshold", "off"}, optional
+        Level of checking, ``"exact"`` by default. A level that an operator does not have raises when it is called.
+    on_error : {"recover", "raise", "warn"}, optional
+        What to do on a detection, ``"recover"`` by default.
+    num_threads : int, optional
+        Threads per call.
+
+    Raises
+    ------
+    ValueError
+        For any other value.
+
+    Examples
+    --------
+    >>> import sedq
+    >>> with sedq.config_context(check="off"):
+    ...     sedq.get_config().check
+    'off'
+    """
+    token = _settings.set(resolve(check, on_error, num_threads))
+    try:
+        yield
+    finally:
+        _settings.reset(token)
+
+
+@contextmanager
+def use_kernels(kernels: _dispatch.Context) -> Iterator[None]:
+    """Run calls inside a ``with`` block on other kernels: another instruction set, or ones with a fault hook."""
+    token = _settings.set(_settings.get()._replace(kernels=kernels))
+    try:
+        yield
+    finally:
+        _settings.reset(token)

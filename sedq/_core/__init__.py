@@ -1,0 +1,1 @@
+"""Compiled loops and kernels. Imports nothing from the rest of sedq."""

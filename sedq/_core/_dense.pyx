@@ -1,0 +1,134 @@
+"""The float operators between the quantised ones: quantisation of rows, and the dot interaction.
+
+Both are small, so both are simply computed twice and compared bit for bit. What they read is compared with the sums that
+its writer took, and what they write is summed for its reader.
+"""
+
+from cython.parallel cimport prange
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.string cimport memcmp, memcpy
+
+import numpy as np
+
+from sedq._core._dispatch cimport (
+    SEDQ_BAD_COUNT, SEDQ_BAD_INPUT, SEDQ_BAD_REPEAT, Context, findings_list, sedq_context, sedq_findings, sedq_report,
+    threads_for)
+
+
+cdef struct Job:
+    const sedq_context *c
+    const float *x
+    int64_t rows, features, dim, width   # a request is features x dim, its output has `width` bytes
+    float inverse_scale
+    int32_t zero_point
+    uint8_t *out
+    int check
+    const uint32_t *x_sums               # rows x features
+    uint32_t *y_sums
+    float *values                        # per task: 2 x width floats
+    uint8_t *codes                       # per task: width bytes
+    sedq_findings *found
+    int64_t nan_row
+
+
+cdef void check_inputs(const Job *job, int64_t i) noexcept nogil:
+    cdef int64_t f
+    cdef uint32_t got
+    if job.x_sums == NULL:
+        return
+    for f in range(job.features):
+        got = job.c.sum_words(job.x + (i * job.features + f) * job.dim, job.dim)
+        if got != job.x_sums[i * job.features + f]:
+            sedq_report(job.found, i, SEDQ_BAD_INPUT, <int32_t>(got - job.x_sums[i * job.features + f]), 0)
+
+
+cdef void interact(const Job *job, int64_t i, float *values) noexcept nogil:
+    """[first feature, pairwise dot products] of request i; for one feature, just that."""
+    cdef const float *t = job.x + i * job.features * job.dim
+    memcpy(values, t, job.dim * sizeof(float))
+    job.c.dots(t, job.features, job.dim, values + job.dim)
+
+
+cdef int run_row(Job *job, int64_t i, float *values, uint8_t *codes) noexcept nogil:
+    """Request i; 1 if a value is NaN."""
+    cdef uint8_t *out = job.out + i * job.width
+    cdef float *again = values + job.width
+    cdef int nan
+    interact(job, i, values)
+    nan = job.c.quantize(values, job.width, job.inverse_scale, job.zero_point, out)
+    if not job.check:
+        return nan
+    check_inputs(job, i)
+    interact(job, i, again)
+    job.c.quantize(again, job.width, job.inverse_scale, job.zero_point, codes)
+    if memcmp(values, again, job.width * sizeof(float)) or memcmp(out, codes, job.width):
+        sedq_report(job.found, i, SEDQ_BAD_REPEAT, 0, 0)
+    if job.y_sums != NULL:
+        job.y_sums[i] = job.c.sum_u8(codes, job.width)
+    return nan
+
+
+cdef int64_t run_rows(Job *job, int64_t task, int64_t i0, int64_t i1) noexcept nogil:
+    cdef int64_t i, done = 0
+    for i in range(i0, i1):
+        if run_row(job, i, job.values + task * 2 * job.width, job.codes + task * job.width):
+            job.nan_row = i
+        done += 1
+    return done
+
+
+def interact_quantize(Context context, const float[:, :, ::1] x, double scale, int zero_point, uint8_t[:, ::1] out,
+                      bint check, int num_threads, const uint32_t[:, ::1] x_sums=None, uint32_t[::1] y_sums=None):
+    """Quantise [x_0, (x_i . x_j for j < i)] of each request x (B, F, d) into out (B, d + F (F - 1) / 2) uint8.
+
+    With one feature this quantises rows. x_sums (B, F) are the sums of the bit patterns that the writers of x took;
+    y_sums (B,) receives the sums of the output's bytes. Returns None or a list of (request, kind, residual, limit).
+    ValueError for NaN, if checked.
+    """
+    cdef Job job
+    cdef sedq_findings found
+    cdef float[::1] values
+    cdef uint8_t[::1] codes
+    cdef int threads
+    cdef int64_t t, tasks, done = 0
+    job.c, job.rows, job.features, job.dim = &context.c, x.shape[0], x.shape[1], x.shape[2]
+    job.width = job.dim + job.features * (job.features - 1) // 2
+    if job.features < 1 or job.dim < 1 or out.shape[0] != job.rows or out.shape[1] != job.width:
+        raise ValueError(f"shapes do not fit: x {(x.shape[0], x.shape[1], x.shape[2])}, "
+                         f"out {(out.shape[0], out.shape[1])}, expected out {(job.rows, job.width)}")
+    if x_sums is not None and (x_sums.shape[0] != job.rows or x_sums.shape[1] != job.features):
+        raise ValueError(f"x_sums: expected shape {(job.rows, job.features)}")
+    if y_sums is not None and y_sums.shape[0] != job.rows:
+        raise ValueError(f"y_sums: expected shape {(job.rows,)}")
+    if job.rows == 0:
+        return None
+    job.x, job.out, job.check, job.found, job.nan_row = &x[0, 0, 0], &out[0, 0], check, &found, -1
+    job.inverse_scale, job.zero_point = <float>1 / <float>scale, zero_point
+    job.x_sums = NULL if x_sums is None else &x_sums[0, 0]
+    job.y_sums = NULL if y_sums is None else &y_sums[0]
+    found.count = 0
+    threads = threads_for(num_threads, job.rows * job.features * job.features * job.dim // 8)
+    tasks = threads
+    values = np.empty(tasks * 2 * job.width, dtype=np.float32)
+    codes = np.empty(tasks * job.width, dtype=np.uint8)
+    job.values, job.codes = &values[0], &codes[0]
+    if tasks == 1:
+        with nogil:
+            done = run_rows(&job, 0, 0, job.rows)
+    else:
+        for t in prange(tasks, num_threads=threads, schedule="static", chunksize=1, nogil=True):
+            done += run_rows(&job, t, t * job.rows // tasks, (t + 1) * job.rows // tasks)
+    if check and done != job.rows:
+        sedq_report(&found, -1, SEDQ_BAD_COUNT, done - job.rows, 0)
+    if found.count:
+        return findings_list(&found)
+    if check and job.nan_row >= 0:  # no fault made it, so the input did
+        raise ValueError(f"x: got values that give NaN in row {job.nan_row}, expected numbers")
+    return None
+
+
+def quantize_rows(Context context, const float[:, ::1] x, double scale, int zero_point, uint8_t[:, ::1] out, bint check,
+                  int num_threads, uint32_t[::1] y_sums=None):
+    """Quantise x (M, K) into out (M, K): clamp(zero_point + rint(x * (1 / scale)), 0, 255)."""
+    return interact_quantize(context, np.asarray(x)[:, None, :], scale, zero_point, out, check, num_threads, None,
+                             y_sums)

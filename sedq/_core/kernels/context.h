@@ -1,0 +1,130 @@
+/* The contract between the compiled loops (Cython) and the micro-kernels (C).
+ *
+ * One sedq_context describes one instruction set: tile and block sizes and the
+ * functions that are written for it. The portable context (reference) is
+ * complete; every other one starts as a copy of it and overwrites what it has
+ * faster. Kernels take raw pointers to memory that the caller has validated, never
+ * allocate, never fail silently and never include Python.h.
+ */
+#ifndef SEDQ_CONTEXT_H
+#define SEDQ_CONTEXT_H
+
+#include <stdint.h>
+
+/* Packed weights. B = W^T (K x N) is cut into panels of SEDQ_NR columns; the last
+ * panel is as wide as it must be, in steps of SEDQ_NV. Inside a panel, groups of
+ * SEDQ_KR consecutive k stand together for each column: b[k / KR][column][k % KR].
+ * What pads K and N is zero. Every instruction set reads this one layout, so a pack
+ * can be recomputed by another set, and is the same file on every machine. */
+enum { SEDQ_NR = 64, SEDQ_NV = 16, SEDQ_KR = 4, SEDQ_MR_MAX = 8, SEDQ_MAX_DIGITS = 4 };
+
+/* Level of checking, as an argument of the kernels. */
+enum { SEDQ_CHECK_OFF = 0, SEDQ_CHECK_EXACT = 1, SEDQ_CHECK_FULL = 2 };
+
+/* What the epilogue needs of each column, padded with zeros to the panel's width. */
+typedef struct {
+    const int32_t *col_term; /* x_zero_point * col_offsets */
+    const int32_t *w_zp;     /* weight zero points, NULL when all are 0 */
+    const float *bias;       /* uint8 output: bias / (s_x s_w);  float output: bias */
+    const float *mult;       /* uint8 output: s_x s_w / s_y;     float output: s_x s_w */
+    float low, high;         /* clamp: uint8 output, of the value before y_zp is added; float output, low alone */
+    int32_t y_zp;
+} sedq_epilogue;
+
+/* Running sums of one tile's rows, 16 lanes each so that nothing is reduced in the
+ * loops: acc[r] of accumulators, out[r] of what was stored (bytes, or 32-bit words),
+ * both modulo 2^32. params sums the column parameters as they were loaded. */
+typedef struct {
+    uint32_t (*acc)[16];
+    uint32_t (*out)[16];
+    uint32_t params[16];
+    uint32_t twice; /* check full: not 0 if the two computations of the epilogue differ */
+} sedq_tile_sums;
+
+/* tile[r * SEDQ_NR + j] = sum_k a[r * lda + k] * b[k][j] for r < rows <= mr and j < width
+ * (a multiple of SEDQ_NV). */
+typedef void (*sedq_tile_fn)(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k,
+                             int32_t *tile);
+
+/* For one row of A: *sum = sum_k a[k]; *check = sum_p 256^p (a . digit_p) modulo 2^32, the digits being
+ * `digits` vectors of kpad int8. */
+typedef void (*sedq_row_fn)(const uint8_t *a, int64_t k, const int8_t *digit, int digits, int64_t kpad, uint32_t *sum,
+                            uint32_t *check);
+
+/* Turn a tile of accumulators into output: rows x cols at out, ldo elements from row to row. e points at
+ * the first of these columns. */
+typedef void (*sedq_store_fn)(int rows, int cols, const int32_t *tile, const uint32_t *row_sums,
+                              const sedq_epilogue *e, void *out, int64_t ldo, int check, sedq_tile_sums *sums);
+
+/* Sum of n stored words as the epilogue summed them (bytes or 32-bit words), modulo 2^32. */
+typedef uint32_t (*sedq_sum_fn)(const void *p, int64_t n);
+
+/* An embedding table: rows of `stride` bytes, `dim` 8-bit codes (padded with zeros to `codes` bytes, a multiple of
+ * 8), then float32 scale, float32 bias, and the 64-bit digest
+ *     sum of codes << 40 | (bits of scale + bits of bias + row number). */
+typedef struct {
+    const uint8_t *rows;
+    int64_t num_rows, stride, dim, codes;
+} sedq_table;
+
+/* What one pass over a bag saw. The digest sums and the magnitudes are those of all its rows. */
+typedef struct {
+    uint64_t codes;     /* sum of the codes that the loop read */
+    uint64_t params;    /* sum of bits(scale) + bits(bias) + index */
+    uint64_t digest;    /* sum of the stored digests, modulo 2^64 */
+    uint64_t digest_hi; /* sum of (stored digest >> 40) */
+    double reference;   /* sum_i w_i (scale_i S_i + dim bias_i), S_i = stored digest >> 40 */
+    double magnitude;   /* sum_i |w_i| (|scale_i| S_i + dim |bias_i|) */
+    double pooled;      /* sum of the outputs, from registers, before they are stored */
+    uint32_t out_bits;  /* sum of the outputs' bit patterns, before they are stored */
+} sedq_bag_sums;
+
+/* Pool rows indices[begin .. end) into out[dim]; `total` is the number of indices there are, for prefetching.
+ * index_bytes is 4 or 8; weights may be NULL; divisor is 1, or the length of the bag for the mean. Order of
+ * operations, the same everywhere: acc_j = fma(w_i scale_i, code_ij, acc_j) and b = fma(w_i, bias_i, b) in index order,
+ * then out_j = (acc_j + b) / divisor. */
+typedef void (*sedq_bag_fn)(const sedq_table *t, const void *indices, int index_bytes, const float *weights,
+                            int64_t begin, int64_t end, int64_t total, float divisor, float *out, int check,
+                            sedq_bag_sums *sums);
+
+/* Position of the first of n indices outside [0, rows), or -1. */
+typedef int64_t (*sedq_range_fn)(const void *indices, int index_bytes, int64_t n, int64_t rows);
+
+/* out = clamp(zp + rint(x * inverse_scale)); returns 1 if an x is NaN. */
+typedef int (*sedq_quantize_fn)(const float *x, int64_t n, float inverse_scale, int32_t zp, uint8_t *out);
+
+/* The lower triangle of T T^T for one request, T being (features, dim): out[p], p over (1,0) (2,0) (2,1) ... Each dot
+ * product sums 16 lanes l of fma(t_i[l + 16 c], t_j[l + 16 c]) over c, then the lanes in a tree. */
+typedef void (*sedq_dots_fn)(const float *t, int64_t features, int64_t dim, float *out);
+
+typedef struct sedq_context {
+    const char *name;
+    int mr;           /* rows of a tile */
+    int64_t mc;       /* rows of A per block: whole tiles */
+    int64_t nc_bytes; /* bytes of packed B per block: what stays in L2 */
+    sedq_tile_fn tile;
+    sedq_row_fn row;
+    sedq_store_fn store_i32, store_u8, store_f32;
+    sedq_sum_fn sum_u8, sum_words;
+    sedq_bag_fn bag;
+    sedq_range_fn range;
+    sedq_quantize_fn quantize;
+    sedq_dots_fn dots;
+} sedq_context;
+
+/* Each translation unit exports one function, which fills in its part. A second build, with a fault hook in
+ * the kernels (fault_hook.h), exports the same names with a suffix. */
+#ifdef SEDQ_FAULT_HOOK
+#define SEDQ_INIT(unit) sedq_init_##unit##_hooked
+#else
+#define SEDQ_INIT(unit) sedq_init_##unit
+#endif
+
+void SEDQ_INIT(gemm_reference)(sedq_context *);
+void SEDQ_INIT(embedding_reference)(sedq_context *);
+void SEDQ_INIT(dense_reference)(sedq_context *);
+void SEDQ_INIT(gemm_avx512vnni)(sedq_context *);
+void SEDQ_INIT(embedding_avx512vnni)(sedq_context *);
+void SEDQ_INIT(dense_avx512vnni)(sedq_context *);
+
+#endif

@@ -1,0 +1,178 @@
+/* Portable int8 matrix product: complete, plain, and the path that recomputes what a faster one got wrong. */
+#include "context.h"
+#include "fault_hook.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Sums wrap modulo 2^32, so they are taken in unsigned arithmetic. */
+static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
+{
+    for (int r = 0; r < rows; r++) {
+        uint32_t sum[SEDQ_NR] = {0};
+        for (int64_t i = 0; i < k; i++) {
+            const int32_t value = a[r * lda + i];
+            const int8_t *column = b + i / SEDQ_KR * width * SEDQ_KR + i % SEDQ_KR;
+            for (int j = 0; j < width; j++)
+                sum[j] += (uint32_t)(value * column[j * SEDQ_KR]);
+        }
+        memcpy(out + r * SEDQ_NR, sum, (size_t)width * sizeof *sum);
+    }
+    SEDQ_FAULT_TILE(out, rows, width);
+}
+
+static void row(const uint8_t *a, int64_t k, const int8_t *digit, int digits, int64_t kpad, uint32_t *sum,
+                uint32_t *check)
+{
+    uint32_t s = 0, total = 0;
+    for (int64_t i = 0; i < k; i++)
+        s += a[i];
+    for (int p = digits - 1; p >= 0; p--) {
+        uint32_t dot = 0;
+        for (int64_t i = 0; i < k; i++)
+            dot += (uint32_t)(a[i] * digit[p * kpad + i]);
+        total = total * 256u + dot;
+    }
+    *sum = s;
+    *check = total;
+}
+
+static uint32_t bits(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+/* accumulator minus both zero points' terms, modulo 2^32 */
+static int32_t corrected(const sedq_epilogue *e, int j, int32_t acc, uint32_t row_sum)
+{
+    uint32_t v = (uint32_t)acc - (uint32_t)e->col_term[j];
+    if (e->w_zp)
+        v -= (uint32_t)e->w_zp[j] * row_sum;
+    return (int32_t)v;
+}
+
+static int32_t requantized(const sedq_epilogue *e, int j, int32_t raw)
+{
+    float v = ((float)raw + e->bias[j]) * e->mult[j];
+    v = v < e->low ? e->low : v;
+    v = v > e->high ? e->high : v;
+    return (int32_t)rintf(v) + e->y_zp;
+}
+
+static float real(const sedq_epilogue *e, int j, int32_t raw)
+{
+    const float v = fmaf((float)raw, e->mult[j], e->bias[j]);
+    return v > e->low ? v : e->low;
+}
+
+enum { OUT_I32, OUT_U8, OUT_F32 };
+
+static uint32_t store_one(int kind, const sedq_epilogue *e, int j, int32_t acc, uint32_t row_sum, void *out,
+                          int64_t at)
+{
+    const int32_t raw = corrected(e, j, acc, row_sum);
+    if (kind == OUT_I32) {
+        ((int32_t *)out)[at] = raw;
+        return (uint32_t)raw;
+    }
+    if (kind == OUT_U8) {
+        const uint32_t y = (uint32_t)requantized(e, j, raw);
+        ((uint8_t *)out)[at] = (uint8_t)y;
+        return y;
+    }
+    const float y = real(e, j, raw);
+    ((float *)out)[at] = y;
+    return bits(y);
+}
+
+static uint32_t recomputed(int kind, const sedq_epilogue *e, int j, const volatile int32_t *acc, uint32_t row_sum)
+{
+    const int32_t raw = corrected(e, j, *acc, row_sum); /* volatile: loaded and computed again */
+    if (kind == OUT_I32)
+        return (uint32_t)raw;
+    if (kind == OUT_U8)
+        return (uint32_t)requantized(e, j, raw);
+    return bits(real(e, j, raw));
+}
+
+static uint32_t parameters(int kind, const sedq_epilogue *e, int j)
+{
+    uint32_t sum = (uint32_t)e->col_term[j];
+    if (e->w_zp)
+        sum += (uint32_t)e->w_zp[j];
+    if (kind != OUT_I32)
+        sum += bits(e->bias[j]) + bits(e->mult[j]);
+    return sum;
+}
+
+static void store(int kind, int rows, int cols, const int32_t *acc, const uint32_t *row_sums, const sedq_epilogue *e,
+                  void *out, int64_t ldo, int check, sedq_tile_sums *sums)
+{
+    if (check)
+        for (int j = 0; j < cols; j++)
+            sums->params[j % 16] += parameters(kind, e, j);
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < cols; j++) {
+            const int32_t *v = acc + r * SEDQ_NR + j;
+            const uint32_t y = store_one(kind, e, j, *v, row_sums[r], out, r * ldo + j);
+            if (check == SEDQ_CHECK_OFF)
+                continue;
+            sums->acc[r][j % 16] += (uint32_t)*v;
+            sums->out[r][j % 16] += y;
+            if (check == SEDQ_CHECK_FULL)
+                sums->twice |= y ^ recomputed(kind, e, j, v, row_sums[r]);
+        }
+}
+
+static void store_i32(int rows, int cols, const int32_t *acc, const uint32_t *row_sums, const sedq_epilogue *e,
+                      void *out, int64_t ldo, int check, sedq_tile_sums *sums)
+{
+    store(OUT_I32, rows, cols, acc, row_sums, e, out, ldo, check, sums);
+}
+
+static void store_u8(int rows, int cols, const int32_t *acc, const uint32_t *row_sums, const sedq_epilogue *e,
+                     void *out, int64_t ldo, int check, sedq_tile_sums *sums)
+{
+    store(OUT_U8, rows, cols, acc, row_sums, e, out, ldo, check, sums);
+}
+
+static void store_f32(int rows, int cols, const int32_t *acc, const uint32_t *row_sums, const sedq_epilogue *e,
+                      void *out, int64_t ldo, int check, sedq_tile_sums *sums)
+{
+    store(OUT_F32, rows, cols, acc, row_sums, e, out, ldo, check, sums);
+}
+
+static uint32_t sum_u8(const void *p, int64_t n)
+{
+    const uint8_t *x = p;
+    uint32_t sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += x[i];
+    return sum;
+}
+
+static uint32_t sum_words(const void *p, int64_t n)
+{
+    const uint32_t *x = p;
+    uint32_t sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += x[i];
+    return sum;
+}
+
+void SEDQ_INIT(gemm_reference)(sedq_context *c)
+{
+    c->name = "reference";
+    c->mr = 4;
+    c->mc = 96;
+    c->nc_bytes = 256 * 1024;
+    c->tile = tile;
+    c->row = row;
+    c->store_i32 = store_i32;
+    c->store_u8 = store_u8;
+    c->store_f32 = store_f32;
+    c->sum_u8 = sum_u8;
+    c->sum_words = sum_words;
+}

@@ -1,0 +1,18 @@
+/* Which contexts there are: built (compiled in), and supported (by this CPU). Both must hold to run one. */
+#ifndef SEDQ_REGISTRY_H
+#define SEDQ_REGISTRY_H
+
+#include "context.h"
+
+int sedq_isa_count(void);
+const char *sedq_isa_name(int i);
+int sedq_isa_built(int i);
+int sedq_isa_supported(int i);
+/* Fill in context i; it must be built. The hooked build has the same function over the hooked kernels. */
+#ifdef SEDQ_FAULT_HOOK
+void sedq_isa_context_hooked(int i, sedq_context *c);
+#else
+void sedq_isa_context(int i, sedq_context *c);
+#endif
+
+#endif

@@ -1,0 +1,54 @@
+"""What is installed, and which kernels it runs."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sedq._core import _dispatch
+
+__all__ = ["cpu_name", "show_versions", "versions"]
+
+
+def cpu_name() -> str:
+    """Name of the CPU, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, Any]:
+    """Return versions, instruction sets, threads and CPU."""
+    return {
+        "sedq": metadata.version("sedq"),
+        "python": sys.version.split()[0],
+        "numpy": metadata.version("numpy"),
+        "scipy": metadata.version("scipy"),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "instruction sets built": ", ".join(_dispatch.built()),
+        "instruction sets supported": ", ".join(_dispatch.supported()),
+        "instruction set chosen": _dispatch.default.name,
+        "openmp": _dispatch.has_openmp(),
+        "threads": _dispatch.max_threads(),
+    }
+
+
+def show_versions() -> None:
+    """Print what is installed, which kernels it runs and on what: to be pasted into a report.
+
+    Examples
+    --------
+    >>> import sedq
+    >>> sedq.show_versions()  # doctest: +ELLIPSIS
+    sedq: ...
+    """
+    for name, value in versions().items():
+        print(f"{name}: {value}")

@@ -1,0 +1,414 @@
+"""A deep learning recommendation model (DLRM) whose every stage is checked.
+
+::
+
+    dense --quantise--> bottom MLP (int8) --float--+
+    indices, offsets --> bags, one per table ------+--> dot interaction --quantise--> top MLP (int8) --> sigmoid
+
+    stage                what checks it
+    quantise             computed twice, compared
+    int8 layers          exact row checksum, output read back, parameters digested
+    bags                 row digests, pooled sums, output read back
+    interaction          computed twice, compared
+    sigmoid              computed twice, compared
+    between stages       each writer sums what it stores, its reader compares (bytes, or bit patterns of floats)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from sedq import _config, _validation, model_file, recovery
+from sedq._core import _dense, _dispatch
+from sedq.embedding.bag import EmbeddingBag, bags
+from sedq.exceptions import SoftErrorDetected
+from sedq.float_model import FloatDLRM, float_dlrm, mlp
+from sedq.linear import QuantizedLinear
+from sedq.observers import MinMaxObserver
+from sedq.qparams import QParams
+
+__all__ = ["DLRM"]
+
+Array = NDArray[Any]
+CHECKS = ("off", "exact", "full")
+
+
+class DLRM:
+    """A DLRM built from float arrays, quantised to int8, and protected.
+
+    Parameters
+    ----------
+    bottom : sequence of (weight, bias)
+        Layers of the bottom MLP over the dense features, weight (N, K) and bias (N,) float32. ReLU between layers, none
+        after the last, whose N is the dimension d of the embeddings.
+    tables : sequence of ndarray of float32, (rows, d)
+        Embedding tables.
+    top : sequence of (weight, bias)
+        Layers of the top MLP, ReLU between them. Its input is the bottom output followed by the dot products of
+        vectors i and j < i in the order (1, 0), (2, 0), (2, 1), ..., the bottom output being vector 0 and the tables
+        1, 2, ...; its one output is the logit.
+    modes : str or sequence of str, default "sum"
+        ``"sum"`` or ``"mean"``, for all tables or one per table.
+
+    Raises
+    ------
+    ValueError
+        For arrays that do not fit one another or hold NaN or infinities.
+
+    References
+    ----------
+    M. Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems",
+    arXiv:1906.00091, 2019.
+
+    Examples
+    --------
+    >>> import sedq
+    >>> from sedq.datasets import load_msweb
+    >>> data = load_msweb()
+    >>> model = sedq.DLRM(data.bottom, data.tables, data.top, data.modes)
+    >>> c = data.calibration
+    >>> model = model.quantize((c.dense, c.indices, c.offsets), include_last_offset=True)
+    >>> r = data.heldout.batch(0, 4)
+    >>> model(r.dense, r.indices, r.offsets, include_last_offset=True).shape
+    (4,)
+    """
+
+    def __init__(
+        self,
+        bottom: Sequence[tuple[ArrayLike, ArrayLike]],
+        tables: Sequence[ArrayLike],
+        top: Sequence[tuple[ArrayLike, ArrayLike]],
+        modes: str | Sequence[str] = "sum",
+    ) -> None:
+        self.float_model: FloatDLRM | None = float_dlrm(bottom, tables, top, modes)
+        self.bottom: list[QuantizedLinear] = []
+        self.bags: list[EmbeddingBag] = []
+        self.top: list[QuantizedLinear] = []
+
+    @classmethod
+    def from_quantized(
+        cls, bottom: Sequence[QuantizedLinear], bags: Sequence[EmbeddingBag], top: Sequence[QuantizedLinear]
+    ) -> DLRM:
+        """Build a model from frozen layers and bags. It has no float model.
+
+        Parameters
+        ----------
+        bottom, top : sequence of QuantizedLinear
+            Frozen layers; the output parameters of each are the input parameters of the next.
+        bags : sequence of EmbeddingBag
+
+        Returns
+        -------
+        DLRM
+        """
+        model = cls.__new__(cls)
+        model.float_model = None
+        model.bottom, model.bags, model.top = list(bottom), list(bags), list(top)
+        return model
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the model can be called."""
+        return bool(self.top)
+
+    def __repr__(self) -> str:
+        state = "quantized" if self.quantized else "float"
+        return f"<DLRM {state}, {len(self.bags) or len(self._float().tables)} tables>"
+
+    def _float(self) -> FloatDLRM:
+        if self.float_model is None:
+            raise ValueError("model: got one loaded from a file, which has no float arrays")
+        return self.float_model
+
+    def predict_float(
+        self,
+        dense: ArrayLike,
+        indices: Sequence[ArrayLike],
+        offsets: Sequence[ArrayLike | None] | None = None,
+        include_last_offset: bool = False,
+    ) -> NDArray[np.float32]:
+        """Return the probabilities (B,) of the float model, unprotected. Arguments as for a call."""
+        model = self._float()
+        x, index, starts = _requests(
+            dense, indices, offsets, include_last_offset, model.bottom[0][0].shape[1], [len(t) for t in model.tables]
+        )
+        return model.predict(x, index, starts)
+
+    def quantize(
+        self, samples: tuple[ArrayLike, Sequence[ArrayLike], Sequence[ArrayLike | None] | None],
+        include_last_offset: bool = False,
+    ) -> DLRM:  # fmt: skip
+        """Quantise the model, with parameters of the activations chosen on sample requests.
+
+        Parameters
+        ----------
+        samples : (dense, indices, offsets)
+            Requests as for a call; a few hundred that look like those to come.
+        include_last_offset : bool, default False
+            As for a call.
+
+        Returns
+        -------
+        DLRM
+            The model itself.
+
+        Raises
+        ------
+        ValueError
+            For samples that do not fit the model, or none.
+        """
+        model = self._float()
+        x, index, starts = _requests(
+            *samples, include_last_offset, model.bottom[0][0].shape[1], [len(t) for t in model.tables]
+        )
+        if not len(x):
+            raise ValueError("samples: got no requests, expected some")
+        bottom = _quantize_mlp(model.bottom, x)
+        top = _quantize_mlp(model.top, model.features(mlp(x, model.bottom), index, starts))
+        self.bags = [
+            EmbeddingBag.from_float(w, mode=m, keep_source=True)  # type: ignore[arg-type]
+            for w, m in zip(model.tables, model.modes, strict=True)
+        ]
+        self.bottom, self.top = bottom, top
+        return self
+
+    def __call__(
+        self,
+        dense: ArrayLike,
+        indices: Sequence[ArrayLike],
+        offsets: Sequence[ArrayLike | None] | None = None,
+        include_last_offset: bool = False,
+        *,
+        check: str | None = None,
+        on_error: str | None = None,
+        num_threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Return probabilities for a batch of requests.
+
+        Parameters
+        ----------
+        dense : array_like of float32, (B, n_dense)
+            Dense features.
+        indices : sequence of array_like of int32 or int64
+            Row numbers of each table's bags, one-dimensional with `offsets`, or (B, L).
+        offsets : sequence of array_like of int32 or int64, optional
+            Where each bag starts, (B,) or (B + 1,), for each table.
+        include_last_offset : bool, default False
+            Whether offsets have the end of the last bag as one more element.
+        check : {"exact", "full", "off"}, optional
+            Level of checking; None takes the surrounding one (`config_context`), "exact" by default.
+        on_error : {"recover", "raise", "warn"}, optional
+            What to do on a detection; None takes the surrounding setting, "recover" by default: activations that
+            were corrupted between stages are computed again from the request.
+        num_threads : int, optional
+            Threads; None takes the surrounding setting.
+
+        Returns
+        -------
+        ndarray of float32, (B,)
+
+        Raises
+        ------
+        ValueError
+            For a model that is not quantised, wrong shapes, dtypes or settings, or NaN.
+        IndexError
+            For an index out of range.
+        SoftErrorDetected
+            When data was corrupted and could not, or was not to, be corrected.
+        """
+        settings = _config.resolve(check, on_error, num_threads)
+        if settings.check not in CHECKS:
+            raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, CHECKS))} here")
+        if not self.quantized:
+            raise ValueError("model: got one that is not quantised, expected a call of quantize(samples) first")
+        requests = _requests(
+            dense, indices, offsets, include_last_offset, self.bottom[0].packed.shape[1],
+            [bag.shape[0] for bag in self.bags],
+        )  # fmt: skip
+        try:
+            return self._forward(*requests, settings)
+        except recovery.UpstreamCorrupted as found:
+            return self._replay(requests, settings, found)
+
+    def _replay(
+        self, requests: tuple[Array, list[Array], list[Array]], settings: _config.Settings,
+        found: recovery.UpstreamCorrupted,
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """Activations were corrupted after they were written: compute the batch again, by the reference kernels."""
+        try:
+            result = self._forward(*requests, settings._replace(kernels=_dispatch.get("reference")))
+        except recovery.UpstreamCorrupted as again:
+            events = recovery.conclude(again.operator, again.findings, again.cpu, "raise", "persistent")
+            raise SoftErrorDetected(recovery.summary(events), events) from None
+        recovery.conclude(found.operator, found.findings, found.cpu, "replay", "transient")
+        return result
+
+    def _forward(
+        self, dense: Array, indices: list[Array], offsets: list[Array], settings: _config.Settings
+    ) -> NDArray[np.float32]:
+        features = 1 + len(self.bags)
+        vectors = np.empty((len(dense), features, self.bags[0].shape[1] if self.bags else self._dim()), np.float32)
+        sums = np.empty((features, len(dense)), np.uint32)
+        x, x_sums = _quantize(dense[:, None, :], self.bottom[0], settings, "quantize", None)
+        vectors[:, 0], bottom_sums = _run_mlp(self.bottom, x, x_sums, settings, "bottom")
+        sums[0] = 0 if bottom_sums is None else bottom_sums
+        for t, bag in enumerate(self.bags):
+            bag.pool(
+                indices[t], offsets[t], None, vectors[:, t + 1], settings, operator=f"table.{t}", y_sums=sums[t + 1]
+            )
+        x, x_sums = _quantize(vectors, self.top[0], settings, "interaction", sums)
+        logits, logit_sums = _run_mlp(self.top, x, x_sums, settings, "top")
+        return _sigmoid(logits, logit_sums, settings)
+
+    def _dim(self) -> int:
+        return self.bottom[-1].packed.shape[0]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the quantised model to a file (``.npz``), through a temporary one.
+
+        Parameters
+        ----------
+        path : path-like
+            Replaced if it exists.
+
+        Raises
+        ------
+        ValueError
+            If the model is not quantised.
+        SoftErrorDetected
+            If its weights or tables are corrupted.
+        """
+        if not self.quantized:
+            raise ValueError("model: got one that is not quantised, expected a call of quantize(samples) first")
+        model_file.save(path, self.bottom, self.bags, self.top)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DLRM:
+        """Read a model that `save` wrote. Corrupted table rows are later restored from this file.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Returns
+        -------
+        DLRM
+            Quantised, without a float model.
+
+        Raises
+        ------
+        ModelFileError
+            For a file that is truncated, altered, of another version, or not such a model.
+        OSError
+            If the file can't be read.
+        """
+        return cls.from_quantized(*model_file.load(path))
+
+
+def _requests(
+    dense: ArrayLike,
+    indices: Sequence[ArrayLike],
+    offsets: Sequence[ArrayLike | None] | None,
+    include_last_offset: bool,
+    n_dense: int,
+    rows: list[int],
+) -> tuple[Array, list[Array], list[Array]]:
+    """Check a batch of requests against the model and return it with all last offsets."""
+    x = _validation.float_rows(dense, n_dense, "dense")
+    if np.ndim(dense) != 2:
+        raise ValueError(f"dense: got {_validation.describe(np.asarray(dense))}, expected shape (B, {n_dense})")
+    if not np.isfinite(x).all():
+        raise ValueError("dense: got NaN or infinite values, expected finite ones")
+    given: Sequence[ArrayLike | None] = [None] * len(rows) if offsets is None else offsets
+    if len(indices) != len(rows) or len(given) != len(rows):
+        raise ValueError(f"indices, offsets: got {len(indices)} and {len(given)}, expected one per table, {len(rows)}")
+    pairs = [bags(i, o, include_last_offset) for i, o in zip(indices, given, strict=True)]
+    for t, (index, starts) in enumerate(pairs):
+        if len(starts) - 1 != len(x):
+            raise ValueError(f"offsets[{t}]: got {len(starts) - 1} bags, expected one per request, {len(x)}")
+        if index.size and not 0 <= index.min() <= index.max() < rows[t]:
+            raise IndexError(f"indices[{t}]: got {index.min()} to {index.max()}, expected 0 to {rows[t] - 1}")
+        if starts[0] != 0 or starts[-1] != index.size or (np.diff(starts) < 0).any():
+            raise ValueError(f"offsets[{t}]: expected offsets from 0 to {index.size} that do not decrease")
+    return x, [i for i, _ in pairs], [s for _, s in pairs]
+
+
+def _quantize_mlp(layers: Sequence[tuple[Array, Array]], x: Array) -> list[QuantizedLinear]:
+    """Quantise the layers of an MLP; the output parameters of each are the input parameters of the next."""
+    made = [QuantizedLinear.from_float(w, b, relu=i + 1 < len(layers)) for i, (w, b) in enumerate(layers)]
+    for layer, (w, b) in zip(made, layers, strict=True):
+        layer.input_qparams = MinMaxObserver().observe(x).qparams()
+        x = np.maximum(x @ w.T + b, np.float32(0))
+    for layer, following in zip(made, made[1:], strict=False):
+        layer.output_qparams = following.input_qparams
+    return made
+
+
+def _run_mlp(
+    layers: Sequence[QuantizedLinear], x: Array, x_sums: Array | None, settings: _config.Settings, name: str
+) -> tuple[Array, Array | None]:
+    """Run codes through the layers; the last gives float32."""
+    for i, layer in enumerate(layers):
+        x, x_sums = layer.run(x, settings, f"{name}.{i}", x_sums, to_float=i + 1 == len(layers))
+    return x, x_sums
+
+
+def _quantize(
+    vectors: Array, layer: QuantizedLinear, settings: _config.Settings, operator: str, sums: Array | None
+) -> tuple[Array, Array | None]:
+    """Quantise vectors (B, F, d) and, for F > 1, their dot products, for a layer; sums (F, B) are those of the writers."""
+    params: QParams = layer._input()
+    checked = settings.check != "off"
+    codes = np.empty((len(vectors), layer.packed.shape[1]), np.uint8)
+    code_sums = np.empty(len(vectors), np.uint32)
+    x_sums = np.ascontiguousarray(sums.T) if checked and sums is not None else None
+    x = np.ascontiguousarray(vectors)
+
+    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
+        found: list[recovery.Finding] | None = _dense.interact_quantize(
+            kernels, x, params.scale, params.zero_point, codes, checked, settings.num_threads or 0, x_sums, code_sums
+        )
+        return found
+
+    _computed_twice(compute, settings, operator, len(vectors), has_writer=x_sums is not None)
+    return codes, code_sums if checked else None
+
+
+def _sigmoid(logits: Array, sums: Array | None, settings: _config.Settings) -> NDArray[np.float32]:
+    """Turn logits (B, 1) into probabilities."""
+    probabilities = np.empty(len(logits), np.float32)
+    if sums is None:
+        expit(logits[:, 0], out=probabilities)
+        return probabilities
+
+    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
+        expit(logits[:, 0], out=probabilities)
+        # the sum of one word is the word: what the last layer computed
+        changed = np.flatnonzero(logits[:, 0].view(np.uint32) != sums)
+        differs = np.flatnonzero(expit(logits[:, 0]) != probabilities)
+        found = [(int(i), recovery.INPUT, 0.0, 0.0) for i in changed[:64]]
+        return found + [(int(i), recovery.REPEAT, 0.0, 0.0) for i in differs[:64]] or None
+
+    _computed_twice(compute, settings, "sigmoid", len(logits), has_writer=True)
+    return probabilities
+
+
+def _computed_twice(
+    compute: Callable[[_dispatch.Context], list[recovery.Finding] | None], settings: _config.Settings, operator: str,
+    count: int, *, has_writer: bool,
+) -> None:  # fmt: skip
+    """Run a stage that checks itself by computing twice, and recover by computing it anew."""
+    found = compute(settings.kernels)
+    if settings.check != "off":
+        recovery.count_checks(operator, count)
+    if found:
+        recovery.handle(
+            operator, found, settings.on_error, lambda: compute(_dispatch.get("reference")), lambda: ("", ""),
+            has_writer=has_writer,
+        )  # fmt: skip

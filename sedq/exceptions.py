@@ -1,0 +1,36 @@
+"""What sedq raises and warns of when data was corrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sedq.recovery import Event
+
+__all__ = ["ModelFileError", "SoftErrorDetected", "SoftErrorWarning"]
+
+
+class SoftErrorDetected(RuntimeError):
+    """A check found corrupted data that could not, or was not to, be corrected.
+
+    Attributes
+    ----------
+    events : tuple of Event
+        What was found, as a monitor would have recorded it.
+    """
+
+    def __init__(self, message: str, events: Sequence[Event] = ()) -> None:
+        super().__init__(message)
+        self.events = tuple(events)
+
+    def __reduce__(self) -> tuple[type[SoftErrorDetected], tuple[str, tuple[Event, ...]]]:
+        return type(self), (str(self), self.events)
+
+
+class SoftErrorWarning(RuntimeWarning):
+    """A check found corrupted data and the result was returned all the same (``on_error="warn"``)."""
+
+
+class ModelFileError(ValueError):
+    """A file is not a model that sedq saved, or is not as it was saved."""

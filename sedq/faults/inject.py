@@ -1,0 +1,223 @@
+"""Flip bits where a fault would: in arrays, packed weights, table rows, accumulators, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sedq import _config
+from sedq._core import _embedding, _faultkernels, _gemm
+from sedq.dlrm import DLRM
+from sedq.embedding import EmbeddingBag
+from sedq.linear import QuantizedLinear
+from sedq.weights import PackedWeights
+
+__all__ = [
+    "Strike",
+    "accumulator_fault",
+    "activation_fault",
+    "count_visits",
+    "flip_bit",
+    "flip_row_bit",
+    "flip_weight_bit",
+]
+
+Array = NDArray[Any]
+UNREACHED = 2**62
+
+
+@dataclass
+class Strike:
+    """Whether an armed fault struck.
+
+    Attributes
+    ----------
+    fired : int
+        How often the fault struck; known when the ``with`` block has ended.
+    """
+
+    fired: int = 0
+
+
+def flip_bit(array: Array, byte: int, bit: int) -> None:
+    """Flip one bit of an array's memory, in place.
+
+    Parameters
+    ----------
+    array : ndarray
+        C-contiguous and writeable.
+    byte : int
+        Which byte of its memory.
+    bit : int
+        Which bit of that byte, 0 to 7.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sedq import faults
+    >>> a = np.zeros(2, dtype=np.uint8)
+    >>> faults.flip_bit(a, 1, 3)
+    >>> a
+    array([0, 8], dtype=uint8)
+    """
+    if not array.flags.c_contiguous or not array.flags.writeable:
+        raise ValueError("array: got a read-only or non-contiguous array, expected a writeable C-contiguous one")
+    if not 0 <= byte < array.nbytes or not 0 <= bit < 8:
+        raise ValueError(f"got byte {byte}, bit {bit}, expected a byte below {array.nbytes} and a bit below 8")
+    array.reshape(-1).view(np.uint8)[byte] ^= np.uint8(1 << bit)
+
+
+def flip_weight_bit(packed: PackedWeights, n: int, k: int, bit: int) -> None:
+    """Flip one bit of weight W[n, k] as it is stored in the packed panels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sedq
+    >>> from sedq import faults
+    >>> packed = sedq.pack_weights(np.ones((3, 4), dtype=np.int8))
+    >>> faults.flip_weight_bit(packed, 2, 1, 4)
+    >>> packed.unpack()[2]
+    array([ 1, 17,  1,  1], dtype=int8)
+    """
+    columns, depth = packed.shape
+    if not 0 <= n < columns or not 0 <= k < depth:
+        raise ValueError(f"got W[{n}, {k}], expected indices within {packed.shape}")
+    flip_bit(packed._core.panels, _gemm.panel_index(columns, depth, n, k), bit)
+
+
+def flip_row_bit(bag: EmbeddingBag, row: int, bit: int) -> None:
+    """Flip one bit of a stored row: codes, scale, bias or digest.
+
+    `bit` counts from the row's first byte and skips the padding of the codes; there are 8 (d + 16) of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sedq
+    >>> from sedq import faults
+    >>> bag = sedq.EmbeddingBag.from_float(np.ones((3, 4), dtype=np.float32))
+    >>> faults.flip_row_bit(bag, 1, 0)
+    >>> bag.bad_rows()
+    [1]
+    """
+    rows, dim = bag.shape
+    if not 0 <= row < rows or not 0 <= bit < 8 * (dim + 16):
+        raise ValueError(f"got row {row}, bit {bit}, expected a row below {rows} and a bit below {8 * (dim + 16)}")
+    byte = bit // 8
+    width = _embedding.row_bytes(dim)
+    flip_bit(bag._table.rows, row * width + (byte if byte < dim else byte + width - dim - 16), bit % 8)
+
+
+@contextmanager
+def accumulator_fault(
+    kernel: str = "tile", *, visit: int = 0, element: int = 0, flip: int = 1, repeat: int = 1
+) -> Iterator[Strike]:
+    """Flip bits of one accumulator inside a kernel, during the calls of a ``with`` block.
+
+    Calls in the block run on the hooked build of the kernels, on one thread.
+
+    Parameters
+    ----------
+    kernel : {"tile", "bag"}, default "tile"
+        The micro-kernel of the matrix product, visited once per tile (rows of a tile by 64 columns), or that of the
+        EmbeddingBag, visited once per bag (and block of 256 columns).
+    visit : int, default 0
+        The visit at which the fault strikes.
+    element : int, default 0
+        Which accumulator, taken modulo the number there is.
+    flip : int, default 1
+        Mask of the bits to flip, 32 bits.
+    repeat : int, default 1
+        How many visits in a row are struck.
+
+    Yields
+    ------
+    Strike
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sedq
+    >>> from sedq import faults
+    >>> packed = sedq.pack_weights(np.ones((3, 4), dtype=np.int8))
+    >>> with sedq.monitor() as m, faults.accumulator_fault(flip=1 << 30) as strike:
+    ...     y = sedq.matmul_integer(np.ones((1, 4), dtype=np.uint8), packed)
+    >>> strike.fired, m.detections, y
+    (1, 1, array([[4, 4, 4]], dtype=int32))
+    """
+    hooked = _faultkernels.hooked(_config.get_config().kernels.name)
+    strike = Strike()
+    _faultkernels.arm(kernel, visit, element, flip, repeat)
+    try:
+        with _config.use_kernels(hooked), _config.config_context(num_threads=1):
+            yield strike
+    finally:
+        strike.fired = _faultkernels.disarm(kernel)[0]
+
+
+def count_visits(call: Callable[[], object], kernel: str = "tile") -> int:
+    """Count how often `call` visits a kernel, so that a fault can be placed at a random one."""
+    hooked = _faultkernels.hooked(_config.get_config().kernels.name)
+    _faultkernels.arm(kernel, UNREACHED, 0, 0, 1)
+    try:
+        with _config.use_kernels(hooked), _config.config_context(num_threads=1):
+            call()
+    finally:
+        _, left = _faultkernels.disarm(kernel)
+    return int(UNREACHED - left)
+
+
+class _StruckLayer(QuantizedLinear):
+    """A layer whose input is struck once, between the layer before it and its own first read."""
+
+    def __init__(self, layer: QuantizedLinear, byte: int, bit: int, strike: Strike) -> None:
+        self.__dict__.update(layer.__dict__)
+        self._byte, self._bit, self._strike = byte, bit, strike
+
+    def run(
+        self, x: Array, settings: _config.Settings, operator: str, x_sums: Array | None, *, to_float: bool
+    ) -> tuple[Array, Array | None]:
+        if not self._strike.fired:
+            flip_bit(x, self._byte % x.size, self._bit)
+            self._strike.fired += 1
+        return super().run(x, settings, operator, x_sums, to_float=to_float)
+
+
+@contextmanager
+def activation_fault(model: DLRM, mlp: str, layer: int, *, byte: int = 0, bit: int = 0) -> Iterator[Strike]:
+    """Flip one bit of the activations that a layer of a model reads, once, after they were written.
+
+    Parameters
+    ----------
+    model : DLRM
+        Quantised.
+    mlp : {"bottom", "top"}
+        Which MLP.
+    layer : int
+        Whose input is struck.
+    byte : int, default 0
+        Which byte of the (B, K) activations, modulo their number.
+    bit : int, default 0
+        Which bit, 0 to 7.
+
+    Yields
+    ------
+    Strike
+    """
+    if mlp not in ("bottom", "top"):
+        raise ValueError(f"mlp: got {mlp!r}, expected 'bottom' or 'top'")
+    layers: list[QuantizedLinear] = getattr(model, mlp)
+    if not 0 <= layer < len(layers):
+        raise ValueError(f"layer: got {layer}, expected 0 to {len(layers) - 1}")
+    strike, sound = Strike(), layers[layer]
+    layers[layer] = _StruckLayer(sound, byte, bit, strike)
+    try:
+        yield strike
+    finally:
+        layers[layer] = sound

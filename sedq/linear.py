@@ -1,0 +1,451 @@
+"""int8 matrix products that check themselves.
+
+The way of a call: validate -> column parameters (cached in the pack) -> `_core._gemm.linear`, which multiplies and
+verifies -> the result, or `recovery.handle` with how to recompute rows and heal the weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sedq import _config, _validation, recovery
+from sedq._core import _dispatch, _gemm
+from sedq.observers import MinMaxObserver
+from sedq.qparams import QParams, choose_qparams, quantize
+from sedq.weights import PackedWeights, activation_key, pack_weights
+
+__all__ = ["QuantizedLinear", "matmul_integer", "multiply", "qlinear", "qlinear_dynamic"]
+
+Array = NDArray[Any]
+LEVELS = {"off": 0, "exact": 1, "full": 2}
+# findings after which single rows can't be trusted to be the only bad ones
+WHOLE_CALL = (recovery.PARAMETERS, recovery.EPILOGUE, recovery.COUNT)
+MAX_FINDINGS = 64
+
+
+def _level(settings: _config.Settings, packed: PackedWeights) -> int:
+    level = LEVELS.get(settings.check)
+    if level is None:
+        raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, LEVELS))} here")
+    if level and "exact" not in packed.encode:
+        raise ValueError(
+            f"check: got {settings.check!r}, but these weights are encoded for {packed.encode}; "
+            "pack them with encode=('exact',)"
+        )
+    return level
+
+
+def multiply(
+    x: Array,
+    packed: PackedWeights,
+    key: Any,
+    out: Array,
+    settings: _config.Settings,
+    *,
+    operator: str,
+    epilogue: _gemm.Epilogue | None = None,
+    x_sums: Array | None = None,
+    y_sums: Array | None = None,
+) -> None:
+    """Multiply x (M, K) into out (M, N) as the settings say, and recover if a check disagrees.
+
+    `key` names the epilogue in the pack's cache: activation parameters, or the zero point of an int32 product; an
+    `epilogue` given is used instead. x_sums and y_sums are the chained row sums between the layers of a model.
+    """
+    level = _level(settings, packed)
+    threads = settings.num_threads or 0
+    if epilogue is None:
+        epilogue = _epilogue(packed, key)
+    found = _gemm.linear(settings.kernels, packed._core, epilogue, x, out, level, threads, x_sums, y_sums)
+    if level:
+        recovery.count_checks(operator, len(x))
+    if found is None:
+        return
+
+    def recompute() -> list[recovery.Finding] | None:
+        rows = _rows_in_doubt(found, len(x))
+        again = np.empty((len(rows), out.shape[1]), out.dtype)
+        sums = np.empty(len(rows), np.uint32)
+        expected = None if x_sums is None else np.ascontiguousarray(x_sums[rows])
+        # activation parameters are looked up again: healing the weights drops what was derived from them
+        fresh = epilogue if key is None else _epilogue(packed, key)
+        remaining: list[recovery.Finding] | None = _gemm.linear(
+            _dispatch.get("reference"), packed._core, fresh, x[rows], again, level, 1, expected, sums
+        )
+        if remaining is None:
+            out[rows] = again
+            if y_sums is not None:
+                y_sums[rows] = sums
+        return remaining
+
+    def heal() -> tuple[str, str]:
+        packed._epilogues.clear()
+        report = packed.heal()
+        return "; ".join(report.healed) or "parameters derived again", ", ".join(report.corrupted)
+
+    recovery.handle(operator, found, settings.on_error, recompute, heal, has_writer=x_sums is not None)
+
+
+def _rows_in_doubt(found: list[recovery.Finding], rows: int) -> Array:
+    if len(found) >= MAX_FINDINGS or any(row < 0 or kind in WHOLE_CALL for row, kind, _, _ in found):
+        return np.arange(rows)
+    return np.unique([row for row, _, _, _ in found])
+
+
+def _epilogue(packed: PackedWeights, key: Any) -> _gemm.Epilogue:
+    made = packed._epilogues.get(key)
+    if made is None:
+        made = packed.integer_epilogue(key) if isinstance(key, int) else packed.epilogue(*key, cache=True)
+    return made
+
+
+def _packed(packed: PackedWeights) -> PackedWeights:
+    if not isinstance(packed, PackedWeights):
+        raise TypeError(f"packed: got {_validation.describe(packed)}, expected the result of sedq.pack_weights")
+    return packed
+
+
+def matmul_integer(
+    x: ArrayLike,
+    packed: PackedWeights,
+    x_zero_point: int = 0,
+    *,
+    check: str | None = None,
+    on_error: str | None = None,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.int32]:
+    """Multiply quantised activations with quantised weights into int32.
+
+    ``C = (x - x_zero_point) @ (W - zero_point).T``; scales and bias are ignored.
+
+    Parameters
+    ----------
+    x : array_like of uint8, (..., K)
+        Activations.
+    packed : PackedWeights
+        Weights (N, K) from `pack_weights`.
+    x_zero_point : int, default 0
+        Zero point of x, 0 to 255.
+    check : {"exact", "full", "off"}, optional
+        Level of checking; None takes the surrounding one (`config_context`), "exact" by default.
+    on_error : {"recover", "raise", "warn"}, optional
+        What to do on a detection; None takes the surrounding setting, "recover" by default.
+    out : ndarray of int32, (..., N), optional
+        Where to write; C-contiguous.
+    num_threads : int, optional
+        Threads; None takes the surrounding setting.
+
+    Returns
+    -------
+    ndarray of int32, (..., N)
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, dtypes or settings, before anything is computed.
+    SoftErrorDetected
+        When data was corrupted and could not, or was not to, be corrected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sedq
+    >>> packed = sedq.pack_weights(np.array([[1, 2], [3, -4]], dtype=np.int8))
+    >>> sedq.matmul_integer(np.array([[10, 20]], dtype=np.uint8), packed)
+    array([[ 50, -50]], dtype=int32)
+    """
+    settings = _config.resolve(check, on_error, num_threads)
+    n, k = _packed(packed).shape
+    rows = _validation.activations(x, k)  # type: ignore[arg-type]
+    key = _validation.zero_point("x_zero_point", x_zero_point)
+    result = _validation.output(out, (*np.shape(x)[:-1], n), np.int32, (rows,))
+    multiply(rows, packed, key, result.reshape(len(rows), n), settings, operator="matmul_integer")
+    return result
+
+
+def qlinear(
+    x: ArrayLike,
+    packed: PackedWeights,
+    *,
+    x_scale: float,
+    x_zero_point: int,
+    y_scale: float | None = None,
+    y_zero_point: int | None = None,
+    relu: bool = False,
+    check: str | None = None,
+    on_error: str | None = None,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> Array:
+    """Quantised linear layer: uint8 in, uint8 or float32 out.
+
+    ``y = x_scale * scale * ((x - x_zero_point) @ (W - zero_point).T) + bias``, requantised with ``y_scale`` and
+    ``y_zero_point`` if they are given, as FBGEMM and PyTorch do (``numerics`` in the documentation gives every rounding).
+
+    Parameters
+    ----------
+    x : array_like of uint8, (..., K)
+        Activations.
+    packed : PackedWeights
+        Weights (N, K) from `pack_weights`, with their scale, zero point and bias.
+    x_scale, x_zero_point : float, int
+        Parameters of x.
+    y_scale, y_zero_point : float, int, optional
+        Parameters of the output. Without them the output is float32.
+    relu : bool, default False
+        Replace negative results by 0.
+    check : {"exact", "full", "off"}, optional
+        Level of checking; None takes the surrounding one (`config_context`), "exact" by default. ``"full"`` also runs
+        the arithmetic of requantisation twice.
+    on_error : {"recover", "raise", "warn"}, optional
+        What to do on a detection; None takes the surrounding setting, "recover" by default.
+    out : ndarray, (..., N), optional
+        Where to write; C-contiguous, of the output's dtype.
+    num_threads : int, optional
+        Threads; None takes the surrounding setting.
+
+    Returns
+    -------
+    ndarray of uint8 or float32, (..., N)
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, dtypes, parameters or settings, before anything is computed.
+    SoftErrorDetected
+        When data was corrupted and could not, or was not to, be corrected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sedq
+    >>> packed = sedq.pack_weights(np.array([[1, 2], [3, -4]], dtype=np.int8), scale=0.5)
+    >>> x = np.array([[10, 20]], dtype=np.uint8)
+    >>> sedq.qlinear(x, packed, x_scale=0.1, x_zero_point=0)
+    array([[ 2.5, -2.5]], dtype=float32)
+    >>> sedq.qlinear(x, packed, x_scale=0.1, x_zero_point=0, y_scale=0.5, y_zero_point=10)
+    array([[15,  5]], dtype=uint8)
+    """
+    settings = _config.resolve(check, on_error, num_threads)
+    n, k = _packed(packed).shape
+    rows = _validation.activations(x, k)  # type: ignore[arg-type]
+    key = (x_scale, x_zero_point, y_scale, y_zero_point, relu)
+    try:
+        epilogue = packed._epilogues.get(key)
+    except TypeError:  # arrays and the like can't be looked up, and won't pass
+        epilogue = None
+    if epilogue is None:
+        key = activation_key(*key)
+        epilogue = _epilogue(packed, key)
+    result = _validation.output(out, (*np.shape(x)[:-1], n), epilogue.dtype, (rows,))
+    flat = result if result.ndim == 2 else result.reshape(len(rows), n)
+    multiply(rows, packed, key, flat, settings, operator="qlinear", epilogue=epilogue)
+    return result
+
+
+def qlinear_dynamic(
+    x: ArrayLike,
+    packed: PackedWeights,
+    relu: bool = False,
+    *,
+    reduce_range: bool = False,
+    check: str | None = None,
+    on_error: str | None = None,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Quantised linear layer on float activations, whose minimum and maximum choose scale and zero point.
+
+    Parameters
+    ----------
+    x : array_like of float32, (..., K)
+        Activations; the whole tensor shares one scale.
+    packed : PackedWeights
+        Weights (N, K) from `pack_weights`.
+    relu : bool, default False
+        Replace negative results by 0.
+    reduce_range : bool, default False
+        Quantise to seven bits, as PyTorch's dynamic modules do.
+    check, on_error, out, num_threads
+        As for `qlinear`; the output is float32.
+
+    Returns
+    -------
+    ndarray of float32, (..., N)
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinite activations, wrong shapes, dtypes or settings.
+    SoftErrorDetected
+        When data was corrupted and could not, or was not to, be corrected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sedq
+    >>> packed = sedq.pack_weights(np.array([[1, 2], [3, -4]], dtype=np.int8), scale=0.5)
+    >>> sedq.qlinear_dynamic(np.array([[0.0, 2.55]], dtype=np.float32), packed)
+    array([[ 2.55, -5.1 ]], dtype=float32)
+    """
+    settings = _config.resolve(check, on_error, num_threads)
+    n, k = _packed(packed).shape
+    rows = _validation.float_rows(x, k)
+    if not isinstance(relu, (bool, np.bool_)):
+        raise ValueError(f"relu: got {relu!r}, expected True or False")
+    result = _validation.output(out, (*np.shape(x)[:-1], n), np.float32, (rows,))
+    if not rows.size:
+        return result
+    low, high = float(rows.min()), float(rows.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("x: got NaN or infinite values, expected finite ones")
+    params = choose_qparams(low, high, reduce_range=reduce_range)
+    epilogue = packed.epilogue(params.scale, params.zero_point, None, 0, bool(relu), cache=False)
+    codes = quantize(rows, params)
+    multiply(codes, packed, None, result.reshape(len(rows), n), settings, operator="qlinear_dynamic", epilogue=epilogue)
+    return result
+
+
+class QuantizedLinear:
+    """A linear layer quantised with parameters from sample data.
+
+    Made by `from_float`; then `observe` sample inputs, `freeze`, and call.
+
+    Parameters
+    ----------
+    packed : PackedWeights
+        Weights, scales and bias.
+    input_qparams, output_qparams : QParams, optional
+        Parameters of the activations (uint8). Without them the layer must observe samples.
+    relu : bool, default False
+        Replace negative results by 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sedq
+    >>> rng = np.random.default_rng(0)
+    >>> w = rng.normal(size=(4, 8)).astype(np.float32)
+    >>> x = rng.normal(size=(100, 8)).astype(np.float32)
+    >>> layer = sedq.QuantizedLinear.from_float(w, np.zeros(4, dtype=np.float32))
+    >>> y = layer.observe(x).freeze()(x)
+    >>> bool(abs(y - x @ w.T).max() < 0.1)
+    True
+    """
+
+    def __init__(
+        self,
+        packed: PackedWeights,
+        input_qparams: QParams | None = None,
+        output_qparams: QParams | None = None,
+        *,
+        relu: bool = False,
+    ) -> None:
+        self.packed = _packed(packed)
+        self.input_qparams, self.output_qparams = input_qparams, output_qparams
+        self.relu = bool(relu)
+        self._observers = (MinMaxObserver(), MinMaxObserver())
+
+    @classmethod
+    def from_float(
+        cls, W: ArrayLike, bias: ArrayLike | None = None, *, relu: bool = False, per_channel: bool = True
+    ) -> QuantizedLinear:
+        """Quantise float weights, symmetrically.
+
+        Parameters
+        ----------
+        W : array_like of float32, (N, K)
+            Weights, finite.
+        bias : array_like of float32, (N,), optional
+        relu : bool, default False
+            Replace negative results by 0.
+        per_channel : bool, default True
+            One scale per output, else one for the tensor.
+
+        Returns
+        -------
+        QuantizedLinear
+        """
+        w = _validation.finite_array("W", W, (None, None))
+        if not w.size:
+            raise ValueError(f"W: got shape {w.shape}, expected neither dimension 0")
+        largest = np.abs(w).max(axis=1) if per_channel else np.abs(w).max()
+        params = choose_qparams(-largest, largest, "int8", symmetric=True)
+        codes = quantize(w, params)
+        return cls(pack_weights(codes, params.scale, bias=bias), relu=relu)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the activation parameters are chosen."""
+        return self.input_qparams is not None
+
+    def observe(self, x: ArrayLike) -> QuantizedLinear:
+        """Take note of sample inputs (..., K) float32 and of the outputs they give. Returns the layer."""
+        rows = _validation.float_rows(x, self.packed.shape[1])
+        scale = np.broadcast_to(self.packed.scale, self.packed.shape[0])[:, None]
+        y = rows @ (self.packed.unpack() * scale).T
+        if self.packed.bias is not None:
+            y = y + self.packed.bias
+        self._observers[0].observe(rows)
+        self._observers[1].observe(np.maximum(y, 0) if self.relu else y)
+        return self
+
+    def freeze(self) -> QuantizedLinear:
+        """Choose the activation parameters from what was observed. Returns the layer; ValueError if nothing was."""
+        self.input_qparams, self.output_qparams = (observer.qparams() for observer in self._observers)
+        return self
+
+    def _input(self) -> QParams:
+        if self.input_qparams is None:
+            raise ValueError("layer: got no activation parameters, expected observe() and freeze() before a call")
+        return self.input_qparams
+
+    def __call__(
+        self, x: ArrayLike, *, check: str | None = None, on_error: str | None = None, num_threads: int | None = None
+    ) -> Array:
+        """Apply the layer.
+
+        Parameters
+        ----------
+        x : array_like, (..., K)
+            float32, which gives float32; or uint8 in `input_qparams`, which gives uint8 in `output_qparams`.
+        check, on_error, num_threads
+            As for `qlinear`.
+
+        Returns
+        -------
+        ndarray of the dtype of x, (..., N)
+        """
+        qx = self._input()
+        a = np.asarray(x)
+        codes, output = a, self.output_qparams
+        if a.dtype != np.uint8:
+            codes, output = quantize(_validation.float_rows(a, self.packed.shape[1]), qx).reshape(a.shape), None
+        elif output is None:
+            raise ValueError("layer: got uint8 input without output_qparams, expected observe() and freeze() first")
+        return qlinear(
+            codes, self.packed, x_scale=qx.scale, x_zero_point=qx.zero_point,
+            y_scale=None if output is None else output.scale,
+            y_zero_point=None if output is None else output.zero_point,
+            relu=self.relu, check=check, on_error=on_error, num_threads=num_threads,
+        )  # fmt: skip
+
+    def run(
+        self, x: Array, settings: _config.Settings, operator: str, x_sums: Array | None, *, to_float: bool
+    ) -> tuple[Array, Array | None]:
+        """Apply the layer inside a model: codes (M, K) in, codes or float32 out, with the row sums chained."""
+        qx, qy = self._input(), None if to_float else self.output_qparams
+        key = activation_key(
+            qx.scale, qx.zero_point, None if qy is None else qy.scale, None if qy is None else qy.zero_point, self.relu
+        )
+        checked = settings.check != "off"
+        y = np.empty((len(x), self.packed.shape[0]), np.float32 if qy is None else np.uint8)
+        y_sums = np.empty(len(x), np.uint32) if checked else None
+        multiply(
+            x, self.packed, key, y, settings, operator=operator, x_sums=x_sums if checked else None, y_sums=y_sums
+        )
+        return y, y_sums

@@ -1,0 +1,426 @@
+"""Packed int8 weights: what the kernels read, what the checks compare with, and how corrupted ones heal.
+
+A pack holds several independent views of the same weights:
+
+- ``panels``: the weights as the micro-kernel reads them;
+- ``digits``: the row sums of B in base 256, for the check of every product;
+- ``row_sums`` (over n, one per k) and ``col_sums`` (over k, one per n): two syndromes whose crossing locates a corrupted
+  byte of the panels, and whose differences give its old value;
+- a CRC-32 of each array, which confirms a heal and finds corruption at rest.
+"""
+
+from __future__ import annotations
+
+import operator
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sedq import _validation
+from sedq._core import _gemm
+from sedq.exceptions import SoftErrorDetected
+
+__all__ = ["PackedWeights", "WeightsReport", "pack_weights"]
+
+Array = NDArray[Any]
+
+# The largest K for which an int32 accumulator can't wrap, whatever the input (255 * 128 * K, and 255 * 255 * K).
+MAX_K = 65_793
+MAX_K_ASYMMETRIC = 33_025
+ENCODINGS = ("exact",)
+CACHED_EPILOGUES = 32
+
+Key = tuple[float, int, float | None, int, bool] | int
+
+
+@dataclass
+class WeightsReport:
+    """What `PackedWeights.verify` or `PackedWeights.heal` found.
+
+    Attributes
+    ----------
+    corrupted : list of str
+        Names of arrays that don't fit their CRC.
+    healed : list of str
+        What was restored.
+    rows, columns : list of int
+        k and n whose sums disagree with the stored ones.
+    """
+
+    corrupted: list[str] = field(default_factory=list)
+    healed: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is corrupted."""
+        return not self.corrupted
+
+
+def _aligned(size: int, dtype: type) -> Array:
+    """Return zeros that start on a cache line."""
+    nbytes = size * np.dtype(dtype).itemsize
+    raw = np.zeros(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + nbytes].view(dtype)
+
+
+def _padded(values: Array, dtype: type) -> Array:
+    """Return per-column values padded with zeros to whole panel steps."""
+    step = _gemm.PANEL_STEP
+    out = _aligned(-(-values.size // step) * step, dtype)
+    out[: values.size] = values
+    return out
+
+
+def _wrapped(values: Array) -> Array:
+    """Return int64 values as int32, modulo 2^32."""
+    return (values & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+
+
+def _crc(a: Array) -> int:
+    return zlib.crc32(a.reshape(-1).view(np.uint8).data)
+
+
+def _encode(row_sums: Array, n: int) -> Array:
+    """Return the digits of the row sums in balanced base 256, least significant first: (digits, K padded) int8."""
+    count = 1
+    while (256**count - 1) // 255 < n:  # digits of -128 .. 127 hold -128 n .. 127 n
+        count += 1
+    digits = _aligned(count * (-(-row_sums.size // 128) * 128), np.int8).reshape(count, -1)
+    rest = row_sums.copy()
+    for p in range(count):
+        digits[p, : rest.size] = ((rest + 128) & 255) - 128
+        rest = (rest - digits[p, : rest.size]) >> 8
+    return digits
+
+
+class PackedWeights:
+    """int8 weights of a linear layer, packed for the kernels and encoded for the checks. Made by `pack_weights`.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (N, K).
+    scale : ndarray of float32, () or (N,)
+        Scale of the weights.
+    zero_point : ndarray of int32, (N,)
+        Zero point of the weights.
+    bias : ndarray of float32, (N,), or None
+    encode : tuple of str
+        The checks that the pack is encoded for.
+    """
+
+    def __init__(self, w: Array, scale: Array, zero_point: Array, bias: Array | None, encode: tuple[str, ...]) -> None:
+        self.shape: tuple[int, int] = w.shape
+        self.encode = encode
+        n, k = w.shape
+        panels = _aligned(_gemm.packed_size(n, k), np.int8)
+        _gemm.pack(w, panels)
+        self.scale, self.zero_point, self.bias = scale, zero_point, bias
+        self._row_sums = w.sum(axis=0, dtype=np.int64)
+        self._col_sums = w.sum(axis=1, dtype=np.int64)
+        digits = _encode(self._row_sums, n) if "exact" in encode else np.zeros((0, 128), np.int8)
+        self._core = _gemm.PackedB(n, k, panels, digits)
+        self._spare = {name: a.copy() for name, a in self._parameters().items()}
+        self._crcs = {name: _crc(a) for name, a in self._arrays().items()}
+        self._epilogues: dict[Key, _gemm.Epilogue] = {}
+
+    def _parameters(self) -> dict[str, Array]:
+        named = {"scale": self.scale, "zero_point": self.zero_point, "bias": self.bias}
+        return {name: a for name, a in named.items() if a is not None}
+
+    def _arrays(self) -> dict[str, Array]:
+        """Return every array that a fault may strike, by name."""
+        return {
+            "panels": self._core.panels,
+            "digits": self._core.digits,
+            "row_sums": self._row_sums,
+            "col_sums": self._col_sums,
+            **self._parameters(),
+        }
+
+    def unpack(self) -> NDArray[np.int8]:
+        """Return the weights as they are stored now, (N, K) int8."""
+        w = np.empty(self.shape, np.int8)
+        _gemm.unpack(self._core.panels, w)
+        return w
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copy is encoded anew, which would make corrupted weights look right
+        if self.heal().corrupted:
+            raise SoftErrorDetected(f"{self!r} is corrupted and can't be copied: pack the weights again")
+        return type(self), (self.unpack(), self.scale, self.zero_point, self.bias, self.encode)
+
+    def __repr__(self) -> str:
+        return f"<PackedWeights {self.shape[0]} x {self.shape[1]} int8, encode={self.encode}>"
+
+    # ---- parameters of the epilogue
+
+    def epilogue(
+        self, x_scale: float, x_zero_point: int, y_scale: float | None, y_zero_point: int, relu: bool, *, cache: bool
+    ) -> _gemm.Epilogue:
+        """Return the column parameters for these activation parameters, derived and digested."""
+        self._restore_parameters()
+        low, high = (0.0 if relu else -np.inf), 0.0
+        aw = np.float32(x_scale) * self.scale
+        bias = np.zeros(self.shape[0], np.float32) if self.bias is None else self.bias
+        if y_scale is None:
+            mult = aw
+        else:
+            mult = aw / np.float32(y_scale)
+            # one scale: times the reciprocal; a scale per channel: divided. As FBGEMM and PyTorch do.
+            with np.errstate(over="ignore"):
+                bias = bias * (np.float32(1) / aw) if self.scale.ndim == 0 else bias / aw
+            low, high = float((y_zero_point if relu else 0) - y_zero_point), float(255 - y_zero_point)
+        if not (np.isfinite(mult).all() and np.isfinite(bias).all()) or not np.all(mult):
+            raise ValueError(
+                f"scales: got x_scale {x_scale}, y_scale {y_scale} and weight scales whose product or quotient leaves "
+                "the range of float32, expected scales nearer to 1"
+            )
+        made = self._make_epilogue(
+            np.float32 if y_scale is None else np.uint8, x_zero_point, bias, mult, low, high, y_zero_point
+        )
+        if cache:
+            self._remember((x_scale, x_zero_point, y_scale, y_zero_point, relu), made)
+        return made
+
+    def integer_epilogue(self, x_zero_point: int) -> _gemm.Epilogue:
+        """Return the column parameters of an int32 product."""
+        self._restore_parameters()
+        made = self._make_epilogue(np.int32, x_zero_point, None, None, 0.0, 0.0, 0)
+        self._remember(x_zero_point, made)
+        return made
+
+    def _make_epilogue(
+        self, dtype: type, x_zp: int, bias: Array | None, mult: Array | None, low: float, high: float, y_zp: int
+    ) -> _gemm.Epilogue:
+        n, k = self.shape
+        zero_point = self.zero_point.astype(np.int64)
+        term = _padded(_wrapped(x_zp * (self._col_sums - k * zero_point)), np.int32)
+        w_zp = _padded(self.zero_point, np.int32) if zero_point.any() else None
+        floats = [None if v is None else _padded(np.broadcast_to(v, n), np.float32) for v in (bias, mult)]
+        parts = [a.view(np.uint32).astype(np.uint64) for a in (term, w_zp, *floats) if a is not None]
+        starts = np.arange(0, term.size, _gemm.PANEL_COLUMNS)
+        digest = np.add.reduceat(sum(parts), starts).astype(np.uint32)
+        return _gemm.Epilogue(dtype, n, term, w_zp, *floats, digest, low, high, y_zp)
+
+    def _remember(self, key: Key, made: _gemm.Epilogue) -> None:
+        if len(self._epilogues) >= CACHED_EPILOGUES:
+            self._epilogues.pop(next(iter(self._epilogues)))
+        self._epilogues[key] = made
+
+    def _restore_parameters(self) -> list[str]:
+        """Make sure that what parameters are derived from is as it was; say what was restored from its copy."""
+        healed = []
+        for name, a in self._parameters().items():
+            if _crc(a) != self._crcs[name]:
+                if _crc(self._spare[name]) != self._crcs[name]:
+                    raise SoftErrorDetected(f"{name} of {self!r} is corrupted, and so is its copy: pack the weights again")
+                a[...] = self._spare[name]
+                healed.append(name)
+        if _crc(self._col_sums) != self._crcs["col_sums"] and self._heal_col_sums():
+            healed.append("col_sums")
+        return healed
+
+    # ---- weights at rest
+
+    def verify(self) -> WeightsReport:
+        """Compare every stored array with its CRC, without changing anything.
+
+        Returns
+        -------
+        WeightsReport
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> sedq.pack_weights(np.ones((3, 4), dtype=np.int8)).verify().ok
+        True
+        """
+        report = WeightsReport([name for name, a in self._arrays().items() if _crc(a) != self._crcs[name]])
+        if "panels" in report.corrupted:
+            w = self.unpack()
+            report.rows = np.flatnonzero(w.sum(axis=0, dtype=np.int64) != self._row_sums).tolist()
+            report.columns = np.flatnonzero(w.sum(axis=1, dtype=np.int64) != self._col_sums).tolist()
+        return report
+
+    def heal(self) -> WeightsReport:
+        """Restore corrupted arrays where what is left determines them.
+
+        Bytes of the panels are located by the crossing of the row and column sums that disagree, and a heal counts only
+        when the CRC confirms it.
+
+        Returns
+        -------
+        WeightsReport
+            `corrupted` names what is still corrupted.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> packed = sedq.pack_weights(np.ones((3, 4), dtype=np.int8))
+        >>> packed._core.panels[5] ^= 64
+        >>> packed.heal().healed
+        ['panels: W[1, 1] from 65 to 1']
+        """
+        report = self.verify()
+        if report.ok:
+            return report
+        bad = set(report.corrupted)
+        if "panels" not in bad:
+            w = self.unpack()
+            self._row_sums[...] = w.sum(axis=0, dtype=np.int64)
+            self._col_sums[...] = w.sum(axis=1, dtype=np.int64)
+            report.healed += sorted(bad & {"row_sums", "col_sums"})
+        elif not bad & {"row_sums", "col_sums"}:
+            report.healed += self._heal_panels(report)
+        if "digits" in bad and "row_sums" not in bad:
+            self._core.digits[...] = _encode(self._row_sums, self.shape[0])
+            report.healed.append("digits")
+        try:
+            report.healed += self._restore_parameters()
+        except SoftErrorDetected:
+            pass  # still named in what verify reports below
+        self._epilogues.clear()
+        report.corrupted = self.verify().corrupted
+        return report
+
+    def _heal_col_sums(self) -> bool:
+        if _crc(self._core.panels) != self._crcs["panels"]:
+            return False
+        self._col_sums[...] = self.unpack().sum(axis=1, dtype=np.int64)
+        return True
+
+    def _heal_panels(self, report: WeightsReport) -> list[str]:
+        """Try what the syndromes determine; keep it if the CRC agrees, else leave the panels as they were."""
+        w = self.unpack()
+        fixed = w.copy()
+        row_delta = self._row_sums - w.sum(axis=0, dtype=np.int64)
+        col_delta = self._col_sums - w.sum(axis=1, dtype=np.int64)
+        for n, k, delta in crossings(report.rows, report.columns, row_delta, col_delta):
+            value = int(w[n, k]) + delta
+            if not -128 <= value <= 127:
+                return []
+            fixed[n, k] = value
+        panels = np.zeros_like(self._core.panels)
+        _gemm.pack(fixed, panels)
+        if _crc(panels) != self._crcs["panels"]:
+            return []
+        self._core.panels[...] = panels
+        changed = np.argwhere(fixed != w)
+        return [f"panels: W[{n}, {k}] from {w[n, k]} to {fixed[n, k]}" for n, k in changed] or ["panels: padding"]
+
+
+def crossings(rows: list[int], columns: list[int], row_delta: Array, col_delta: Array) -> list[tuple[int, int, int]]:
+    """Return (n, k, correction) of the elements that row and column residuals determine.
+
+    All in one row, or all in one column, are determined; else each row is matched with the one column whose residual
+    equals its own. An empty list says that they are not.
+    """
+    if len(rows) == 1:
+        return [(n, rows[0], int(col_delta[n])) for n in columns]
+    if len(columns) == 1:
+        return [(columns[0], k, int(row_delta[k])) for k in rows]
+    by_delta = {int(col_delta[n]): n for n in columns}
+    if len(rows) != len(columns) or len(by_delta) != len(columns):
+        return []
+    matched = [(by_delta[int(row_delta[k])], k, int(row_delta[k])) for k in rows if int(row_delta[k]) in by_delta]
+    return matched if len({n for n, _, _ in matched}) == len(columns) else []
+
+
+def pack_weights(
+    W: ArrayLike,
+    scale: ArrayLike = 1.0,
+    zero_point: ArrayLike = 0,
+    bias: ArrayLike | None = None,
+    encode: tuple[str, ...] = ("exact",),
+) -> PackedWeights:
+    """Pack the int8 weights of a linear layer for the kernels, and encode them for the checks.
+
+    Parameters
+    ----------
+    W : array_like of int8, (N, K)
+        Weights, one row per output. K is at most 65,793, or 33,025 with a zero point other than 0, so that no int32
+        accumulator can wrap.
+    scale : float or array_like of float, () or (N,), default 1.0
+        Scale of the weights, per tensor or per channel.
+    zero_point : int or array_like of int, () or (N,), default 0
+        Zero point of the weights, from -128 to 127.
+    bias : array_like of float32, (N,), optional
+        Added to the real-valued result.
+    encode : tuple of str, default ("exact",)
+        Checks to encode for. A product can only be checked at a level that its weights are encoded for.
+
+    Returns
+    -------
+    PackedWeights
+
+    Raises
+    ------
+    ValueError
+        For another dtype or shape, a scale that is not positive and finite, or an unknown encoding.
+
+    Notes
+    -----
+    The check ``"exact"`` stores ``s_k = sum_n W[n, k]`` in balanced base 256: two digits for N <= 257, three for
+    N <= 65,793. Its cost is a dot product of each row of the input with each digit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sedq
+    >>> packed = sedq.pack_weights(np.eye(3, dtype=np.int8), scale=0.5)
+    >>> packed
+    <PackedWeights 3 x 3 int8, encode=('exact',)>
+    """
+    w = np.asarray(W)
+    if w.dtype != np.int8 or w.ndim != 2 or 0 in w.shape:
+        raise ValueError(f"W: got {_validation.describe(w)}, expected int8 of shape (N, K), neither 0")
+    n, k = w.shape
+    s = np.asarray(scale)
+    s = _validation.finite_array("scale", s, () if s.ndim == 0 else (n,))
+    if (s < 2.0**-126).any():
+        raise ValueError(f"scale: got {np.min(np.asarray(scale))}, expected positive numbers in the range of float32")
+    zp = np.asarray(zero_point)
+    if zp.dtype.kind not in "iu" or zp.shape not in ((), (n,)) or (zp < -128).any() or (zp > 127).any():
+        raise ValueError(
+            f"zero_point: got {_validation.describe(zp)}, expected integers from -128 to 127 of shape () or ({n},)"
+        )
+    limit = MAX_K_ASYMMETRIC if zp.any() else MAX_K
+    if k > limit:
+        raise ValueError(
+            f"W: got K = {k}, expected at most {limit} "
+            f"{'with a zero point other than 0' if zp.any() else ''}, beyond which int32 accumulators can wrap"
+        )
+    if isinstance(encode, str) or any(e not in ENCODINGS for e in encode):
+        raise ValueError(f"encode: got {encode!r}, expected a tuple of {', '.join(map(repr, ENCODINGS))}")
+    b = None if bias is None else _validation.finite_array("bias", bias, (n,)).copy()
+    zero = np.broadcast_to(zp.astype(np.int32), n).copy()
+    return PackedWeights(np.ascontiguousarray(w), s.copy(), zero, b, tuple(encode))
+
+
+def activation_key(
+    x_scale: float, x_zero_point: int, y_scale: float | None, y_zero_point: int | None, relu: bool
+) -> tuple[float, int, float | None, int, bool]:
+    """Check the activation parameters of a product and return them normalised."""
+    xs = _validation.positive_scalar("x_scale", x_scale)
+    xz = _validation.zero_point("x_zero_point", x_zero_point)
+    if (y_scale is None) != (y_zero_point is None):
+        raise ValueError(
+            f"y_scale, y_zero_point: got {y_scale!r} and {y_zero_point!r}, expected both (uint8 output) or neither"
+        )
+    if not isinstance(relu, (bool, np.bool_)):
+        raise ValueError(f"relu: got {relu!r}, expected True or False")
+    if y_scale is None or y_zero_point is None:
+        return xs, xz, None, 0, bool(relu)
+    return (
+        xs, xz, _validation.positive_scalar("y_scale", y_scale),
+        operator.index(_validation.zero_point("y_zero_point", y_zero_point)), bool(relu),
+    )  # fmt: skip
