@@ -23,9 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from sedq import DLRM
+import sedq
 from sedq.datasets import Requests, auc, load_msweb
-from sedq.datasets._requests import Bags, IntArray
 from sedq.datasets._msweb import (
     DENSE_NAMES,
     TABLE_NAMES,
@@ -35,6 +34,7 @@ from sedq.datasets._msweb import (
     parse,
     requests,
 )
+from sedq.datasets._requests import Bags, IntArray
 
 DIM = 32
 BOTTOM = (64, DIM)
@@ -124,9 +124,7 @@ def train(users: list[IntArray], space: FeatureSpace, rng: np.random.Generator) 
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
     # Every epoch has as many requests; only their candidates differ.
     n_requests = sum(map(len, rest)) * (1 + TRAIN_NEGATIVES)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, LEARNING_RATE, total_steps=EPOCHS * -(-n_requests // BATCH)
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=EPOCHS * -(-n_requests // BATCH))
     best, best_state = 0.0, copy.deepcopy(model.state_dict())
     for epoch in range(EPOCHS):
         data = requests(rest, space, rng, negatives=TRAIN_NEGATIVES, popular_share=POPULAR_SHARE)
@@ -182,9 +180,7 @@ def narrow(values: IntArray, dtype: type[np.signedinteger[Any]]) -> npt.NDArray[
     return cast
 
 
-def save(
-    path: Path, model: DLRM, raw: RawMSWeb, space: FeatureSpace, heldout: Requests, calibration: Requests
-) -> None:
+def save(path: Path, model: DLRM, raw: RawMSWeb, space: FeatureSpace, heldout: Requests, calibration: Requests) -> None:
     """Write the packaged file."""
     arrays: dict[str, Any] = {
         "format_version": np.array(1),
@@ -243,7 +239,7 @@ def main() -> None:
         other = heldout_requests(raw.test_users, space, streams[3], share)
         report(f"same protocol, {name}", other, space, model)
     packaged = load_msweb(options.out)
-    exact = DLRM(packaged.bottom, packaged.tables, packaged.top, packaged.modes)
+    exact = sedq.DLRM(packaged.bottom, packaged.tables, packaged.top, packaged.modes)
     r = packaged.heldout
     score = auc(r.labels, exact.predict_float(r.dense, r.indices, r.offsets, include_last_offset=True))
     print(f"packaged file in NumPy: AUC {score:.6f}, {options.out.stat().st_size} bytes")

@@ -36,9 +36,8 @@ class Settings(NamedTuple):
     kernels: _dispatch.Context
 
 
-_settings: ContextVar[Settings] = ContextVar(
-    "sedq_settings", default=Settings("exact", "recover", None, _dispatch.default)
-)
+DEFAULTS = Settings("exact", "recover", None, _dispatch.default)
+_settings: ContextVar[Settings] = ContextVar("sedq_settings", default=DEFAULTS)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:

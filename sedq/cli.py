@@ -16,9 +16,7 @@ __all__ = ["main"]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sedq", description="Quantised inference with soft-error detection built in."
-    )
+    parser = argparse.ArgumentParser(prog="sedq", description="Quantised inference with soft-error detection built in.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
         "demo",

@@ -268,7 +268,7 @@ def run(*, seed: int = 0, progress: TextIO | None = None) -> dict[str, Any]:
 
 def passed(result: dict[str, Any]) -> bool:
     """Whether no consequential fault was missed and no false alarm raised."""
-    return result["faults"]["all"]["missed"] == 0 and result["fault_free"]["false_alarms"] == 0
+    return bool(result["faults"]["all"]["missed"] == 0 and result["fault_free"]["false_alarms"] == 0)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -141,9 +142,10 @@ class DLRM:
         return model.predict(x, index, starts)
 
     def quantize(
-        self, samples: tuple[ArrayLike, Sequence[ArrayLike], Sequence[ArrayLike | None] | None],
+        self,
+        samples: tuple[ArrayLike, Sequence[ArrayLike], Sequence[ArrayLike | None] | None],
         include_last_offset: bool = False,
-    ) -> DLRM:  # fmt: skip
+    ) -> DLRM:
         """Quantise the model, with parameters of the activations chosen on sample requests.
 
         Parameters
@@ -228,18 +230,24 @@ class DLRM:
         if not self.quantized:
             raise ValueError("model: got one that is not quantised, expected a call of quantize(samples) first")
         requests = _requests(
-            dense, indices, offsets, include_last_offset, self.bottom[0].packed.shape[1],
+            dense,
+            indices,
+            offsets,
+            include_last_offset,
+            self.bottom[0].packed.shape[1],
             [bag.shape[0] for bag in self.bags],
-        )  # fmt: skip
+        )
         try:
             return self._forward(*requests, settings)
         except recovery.UpstreamCorrupted as found:
             return self._replay(requests, settings, found)
 
     def _replay(
-        self, requests: tuple[Array, list[Array], list[Array]], settings: _config.Settings,
+        self,
+        requests: tuple[Array, list[Array], list[Array]],
+        settings: _config.Settings,
         found: recovery.UpstreamCorrupted,
-    ) -> NDArray[np.float32]:  # fmt: skip
+    ) -> NDArray[np.float32]:
         """Activations were corrupted after they were written: compute the batch again, by the reference kernels."""
         try:
             result = self._forward(*requests, settings._replace(kernels=_dispatch.get("reference")))
@@ -259,9 +267,7 @@ class DLRM:
         vectors[:, 0], bottom_sums = _run_mlp(self.bottom, x, x_sums, settings, "bottom")
         sums[0] = 0 if bottom_sums is None else bottom_sums
         for t, bag in enumerate(self.bags):
-            bag.pool(
-                indices[t], offsets[t], None, vectors[:, t + 1], settings, operator=f"table.{t}", y_sums=sums[t + 1]
-            )
+            bag.pool(indices[t], offsets[t], None, vectors[:, t + 1], settings, operator=f"table.{t}", y_sums=sums[t + 1])
         x, x_sums = _quantize(vectors, self.top[0], settings, "interaction", sums)
         logits, logit_sums = _run_mlp(self.top, x, x_sums, settings, "top")
         return _sigmoid(logits, logit_sums, settings)
@@ -345,7 +351,7 @@ def _quantize_mlp(layers: Sequence[tuple[Array, Array]], x: Array) -> list[Quant
     for layer, (w, b) in zip(made, layers, strict=True):
         layer.input_qparams = MinMaxObserver().observe(x).qparams()
         x = np.maximum(x @ w.T + b, np.float32(0))
-    for layer, following in zip(made, made[1:], strict=False):
+    for layer, following in itertools.pairwise(made):
         layer.output_qparams = following.input_qparams
     return made
 
@@ -400,15 +406,23 @@ def _sigmoid(logits: Array, sums: Array | None, settings: _config.Settings) -> N
 
 
 def _computed_twice(
-    compute: Callable[[_dispatch.Context], list[recovery.Finding] | None], settings: _config.Settings, operator: str,
-    count: int, *, has_writer: bool,
-) -> None:  # fmt: skip
+    compute: Callable[[_dispatch.Context], list[recovery.Finding] | None],
+    settings: _config.Settings,
+    operator: str,
+    count: int,
+    *,
+    has_writer: bool,
+) -> None:
     """Run a stage that checks itself by computing twice, and recover by computing it anew."""
     found = compute(settings.kernels)
     if settings.check != "off":
         recovery.count_checks(operator, count)
     if found:
         recovery.handle(
-            operator, found, settings.on_error, lambda: compute(_dispatch.get("reference")), lambda: ("", ""),
+            operator,
+            found,
+            settings.on_error,
+            lambda: compute(_dispatch.get("reference")),
+            lambda: ("", ""),
             has_writer=has_writer,
-        )  # fmt: skip
+        )

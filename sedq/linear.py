@@ -233,7 +233,7 @@ def qlinear(
     settings = _config.resolve(check, on_error, num_threads)
     n, k = _packed(packed).shape
     rows = _validation.activations(x, k)  # type: ignore[arg-type]
-    key = (x_scale, x_zero_point, y_scale, y_zero_point, relu)
+    key: Any = (x_scale, x_zero_point, y_scale, y_zero_point, relu)
     try:
         epilogue = packed._epilogues.get(key)
     except TypeError:  # arrays and the like can't be looked up, and won't pass
@@ -428,11 +428,17 @@ class QuantizedLinear:
         elif output is None:
             raise ValueError("layer: got uint8 input without output_qparams, expected observe() and freeze() first")
         return qlinear(
-            codes, self.packed, x_scale=qx.scale, x_zero_point=qx.zero_point,
+            codes,
+            self.packed,
+            x_scale=qx.scale,
+            x_zero_point=qx.zero_point,
             y_scale=None if output is None else output.scale,
             y_zero_point=None if output is None else output.zero_point,
-            relu=self.relu, check=check, on_error=on_error, num_threads=num_threads,
-        )  # fmt: skip
+            relu=self.relu,
+            check=check,
+            on_error=on_error,
+            num_threads=num_threads,
+        )
 
     def run(
         self, x: Array, settings: _config.Settings, operator: str, x_sums: Array | None, *, to_float: bool
@@ -445,7 +451,5 @@ class QuantizedLinear:
         checked = settings.check != "off"
         y = np.empty((len(x), self.packed.shape[0]), np.float32 if qy is None else np.uint8)
         y_sums = np.empty(len(x), np.uint32) if checked else None
-        multiply(
-            x, self.packed, key, y, settings, operator=operator, x_sums=x_sums if checked else None, y_sums=y_sums
-        )
+        multiply(x, self.packed, key, y, settings, operator=operator, x_sums=x_sums if checked else None, y_sums=y_sums)
         return y, y_sums

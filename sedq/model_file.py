@@ -76,9 +76,7 @@ def save(
         "bottom": [_layer_header(layer) for layer in bottom],
         "tables": [{"mode": bag.mode, "bits": bag.bits, "layout": "torch"} for bag in bags],
         "top": [_layer_header(layer) for layer in top],
-        "arrays": {
-            name: {"shape": list(a.shape), "dtype": a.dtype.str, "sha256": _digest(a)} for name, a in arrays.items()
-        },
+        "arrays": {name: {"shape": list(a.shape), "dtype": a.dtype.str, "sha256": _digest(a)} for name, a in arrays.items()},
     }
     text = json.dumps(header, sort_keys=True)
     arrays["header"] = np.frombuffer(text.encode(), np.uint8)
@@ -175,9 +173,12 @@ class FileSource:
 def _load_layer(reader: _Reader, prefix: str, header: dict[str, Any]) -> QuantizedLinear:
     bias = reader.array(f"{prefix}.bias") if reader.has(f"{prefix}.bias") else None
     packed = pack_weights(
-        reader.array(f"{prefix}.weight"), reader.array(f"{prefix}.scale"), reader.array(f"{prefix}.zero_point"), bias,
+        reader.array(f"{prefix}.weight"),
+        reader.array(f"{prefix}.scale"),
+        reader.array(f"{prefix}.zero_point"),
+        bias,
         tuple(header["encode"]),
-    )  # fmt: skip
+    )
     params = [None if header[side] is None else QParams(**header[side]) for side in ("input", "output")]
     return QuantizedLinear(packed, *params, relu=header["relu"])
 

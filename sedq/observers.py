@@ -26,10 +26,10 @@ class MinMaxObserver:
     --------
     >>> import sedq
     >>> observer = sedq.MinMaxObserver()
-    >>> observer.observe([0.0, 1.0]).observe([2.55])
-    MinMaxObserver(low=0.0, high=2.55)
+    >>> observer.observe([0.0, 1.0]).observe([127.5])
+    MinMaxObserver(low=0.0, high=127.5)
     >>> observer.qparams()
-    QParams(scale=0.01, zero_point=0, dtype='uint8')
+    QParams(scale=0.5, zero_point=0, dtype='uint8')
     """
 
     def __init__(self, dtype: Literal["uint8", "int8"] = "uint8", *, symmetric: bool = False) -> None:

@@ -107,8 +107,8 @@ def choose_qparams(
     Examples
     --------
     >>> import sedq
-    >>> sedq.choose_qparams(-1.0, 1.55)
-    QParams(scale=0.01, zero_point=100, dtype='uint8')
+    >>> sedq.choose_qparams(-100.0, 155.0)
+    QParams(scale=1.0, zero_point=100, dtype='uint8')
     """
     if dtype not in LIMITS:
         raise ValueError(f"dtype: got {dtype!r}, expected 'uint8' or 'int8'")
@@ -178,7 +178,7 @@ def quantize(x: ArrayLike, qparams: QParams, *, axis: int = 0) -> NDArray[Any]:
     inverse = np.float32(1) / np.asarray(_along(qparams.scale, a.ndim, axis), dtype=np.float32)
     with np.errstate(over="ignore"):
         codes = np.rint(np.clip(a * inverse, low - zero, high - zero)) + zero
-    return codes.astype(qparams.dtype)
+    return np.asarray(codes, dtype=qparams.dtype)
 
 
 def dequantize(codes: ArrayLike, qparams: QParams, *, axis: int = 0) -> NDArray[np.float32]:

@@ -185,7 +185,7 @@ def count_checks(operator: str, checks: int) -> None:
         watcher._count(operator, checks)
 
 
-class UpstreamCorrupted(Exception):  # noqa: N818 - not an error of its own: whoever wrote the input handles it
+class UpstreamCorrupted(Exception):
     """The input of an operator is not what its writer stored: only the writer can make it again."""
 
     def __init__(self, operator: str, findings: Sequence[Finding], cpu: int) -> None:
@@ -193,9 +193,7 @@ class UpstreamCorrupted(Exception):  # noqa: N818 - not an error of its own: who
         self.operator, self.findings, self.cpu = operator, list(findings), cpu
 
 
-def conclude(
-    operator: str, findings: Sequence[Finding], cpu: int, rung: str, verdict: str, detail: str = ""
-) -> list[Event]:
+def conclude(operator: str, findings: Sequence[Finding], cpu: int, rung: str, verdict: str, detail: str = "") -> list[Event]:
     """Record one event per finding, all with the same outcome, and log the first."""
     now, thread, cpu_after = time.time(), threading.get_ident(), _dispatch.current_cpu()
     events = [

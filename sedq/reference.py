@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sedq.qparams import QParams, quantize
 
@@ -31,7 +31,7 @@ def wrap32(values: Array) -> NDArray[np.int32]:
     return (np.asarray(values, np.int64) & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
-def fma(a: Array, b: Array, c: Array) -> NDArray[np.float32]:
+def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> NDArray[np.float32]:
     """Return ``a * b + c`` rounded once to float32.
 
     The product is exact in float64; the sum is rounded to odd there (its last bit set if anything was lost), which makes
@@ -93,7 +93,7 @@ def row_digests(fused: Array, first: int = 0) -> NDArray[np.uint64]:
     params = np.ascontiguousarray(fused[:, -8:]).view("<u4").astype(np.uint64)
     codes = fused[:, :-8].sum(axis=1, dtype=np.uint64)
     numbers = np.arange(first, first + len(fused), dtype=np.uint64)
-    return (codes << np.uint64(40)) + params.sum(axis=1, dtype=np.uint64) + numbers
+    return np.asarray((codes << np.uint64(40)) + params.sum(axis=1, dtype=np.uint64) + numbers, np.uint64)
 
 
 def bag(
@@ -104,12 +104,12 @@ def bag(
     params = np.ascontiguousarray(fused[:, dim:]).view("<f4")
     out = np.zeros((len(offsets) - 1, dim), np.float32)
     for b in range(len(out)):
-        bias = np.float32(0)
+        bias = np.zeros((), np.float32)
         for i in range(offsets[b], offsets[b + 1]):
             w = np.float32(1) if weights is None else np.float32(weights[i])
             scale, row_bias = params[indices[i]]
             out[b] = fma(w * scale, fused[indices[i], :dim].astype(np.float32), out[b])
-            bias = fma(w, row_bias, bias)[()]
+            bias = fma(w, row_bias, bias)
         length = offsets[b + 1] - offsets[b]
         out[b] = (out[b] + bias) / np.float32(length if mode == "mean" and length else 1)
     return out

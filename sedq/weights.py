@@ -11,6 +11,7 @@ A pack holds several independent views of the same weights:
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import zlib
 from dataclasses import dataclass, field
@@ -203,11 +204,13 @@ class PackedWeights:
         zero_point = self.zero_point.astype(np.int64)
         term = _padded(_wrapped(x_zp * (self._col_sums - k * zero_point)), np.int32)
         w_zp = _padded(self.zero_point, np.int32) if zero_point.any() else None
-        floats = [None if v is None else _padded(np.broadcast_to(v, n), np.float32) for v in (bias, mult)]
-        parts = [a.view(np.uint32).astype(np.uint64) for a in (term, w_zp, *floats) if a is not None]
-        starts = np.arange(0, term.size, _gemm.PANEL_COLUMNS)
-        digest = np.add.reduceat(sum(parts), starts).astype(np.uint32)
-        return _gemm.Epilogue(dtype, n, term, w_zp, *floats, digest, low, high, y_zp)
+        b, m = (None if v is None else _padded(np.broadcast_to(v, n), np.float32) for v in (bias, mult))
+        total = np.zeros(term.size, np.uint64)
+        for a in (term, w_zp, b, m):
+            if a is not None:
+                total += a.view(np.uint32)
+        digest = np.add.reduceat(total, np.arange(0, term.size, _gemm.PANEL_COLUMNS)).astype(np.uint32)
+        return _gemm.Epilogue(dtype, n, term, w_zp, b, m, digest, low, high, y_zp)
 
     def _remember(self, key: Key, made: _gemm.Epilogue) -> None:
         if len(self._epilogues) >= CACHED_EPILOGUES:
@@ -284,10 +287,8 @@ class PackedWeights:
         if "digits" in bad and "row_sums" not in bad:
             self._core.digits[...] = _encode(self._row_sums, self.shape[0])
             report.healed.append("digits")
-        try:
+        with contextlib.suppress(SoftErrorDetected):  # what is left is named in what verify reports below
             report.healed += self._restore_parameters()
-        except SoftErrorDetected:
-            pass  # still named in what verify reports below
         self._epilogues.clear()
         report.corrupted = self.verify().corrupted
         return report
@@ -421,6 +422,9 @@ def activation_key(
     if y_scale is None or y_zero_point is None:
         return xs, xz, None, 0, bool(relu)
     return (
-        xs, xz, _validation.positive_scalar("y_scale", y_scale),
-        operator.index(_validation.zero_point("y_zero_point", y_zero_point)), bool(relu),
-    )  # fmt: skip
+        xs,
+        xz,
+        _validation.positive_scalar("y_scale", y_scale),
+        operator.index(_validation.zero_point("y_zero_point", y_zero_point)),
+        bool(relu),
+    )

@@ -68,10 +68,7 @@ def synthetic_users(count: int) -> list[np.ndarray]:
     """Users of 0 to 8 visits, the low rows more often; rows 27 to 29 are never visited."""
     rng = np.random.default_rng(7)
     weights = 1 / np.arange(1, 28)
-    return [
-        np.sort(rng.choice(27, size=rng.integers(0, 9), replace=False, p=weights / weights.sum()))
-        for _ in range(count)
-    ]
+    return [np.sort(rng.choice(27, size=rng.integers(0, 9), replace=False, p=weights / weights.sum())) for _ in range(count)]
 
 
 # ------------------------------------------------------------------------------------------ parser
@@ -318,9 +315,7 @@ def test_packaged_candidates_are_not_in_the_history(msweb: MSWeb) -> None:
 
 
 def test_packaged_requests_follow_from_history_and_candidate(msweb: MSWeb) -> None:
-    known = known_space(
-        msweb.area_titles, msweb.area_urls, msweb.popularity, msweb.dense_mean, msweb.dense_std
-    )
+    known = known_space(msweb.area_titles, msweb.area_urls, msweb.popularity, msweb.dense_mean, msweb.dense_std)
     for data in (msweb.heldout, msweb.calibration):
         dense, indices, offsets = features(known, Bags(data.indices[0], data.offsets[0]), data.indices[3])
         np.testing.assert_allclose(dense, data.dense, rtol=1e-5, atol=1e-6)
@@ -408,7 +403,7 @@ def test_float_predict_of_extreme_logits_does_not_warn(msweb: MSWeb) -> None:
 
 def test_unknown_mode_is_refused(msweb: MSWeb) -> None:
     data = dataclasses.replace(msweb, modes=["max"] * 6)
-    with pytest.raises(ValueError, match="modes: got .*'max'"):
+    with pytest.raises(ValueError, match=r"modes: got .*'max'"):
         float_predict(data, data.calibration)
 
 

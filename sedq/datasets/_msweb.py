@@ -241,9 +241,7 @@ def feature_space(titles: StrArray, urls: StrArray, train_users: list[IntArray])
     return replace(unit, dense_mean=sample.mean(axis=0), dense_std=np.where(std > 0, std, 1.0))
 
 
-def known_space(
-    titles: StrArray, urls: StrArray, popularity: IntArray, mean: DoubleArray, std: DoubleArray
-) -> FeatureSpace:
+def known_space(titles: StrArray, urls: StrArray, popularity: IntArray, mean: DoubleArray, std: DoubleArray) -> FeatureSpace:
     """Build the feature space from popularity counts and a standardisation already at hand."""
     title_lists = [words(str(title)) for title in titles]
     vocabulary = frozenset(word for row in title_lists for word in row)

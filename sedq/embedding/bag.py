@@ -282,9 +282,19 @@ class EmbeddingBag:
         limit, value = _limit(threshold)
         mean = self.mode == "mean"
         found = _embedding.pool(
-            settings.kernels, self._table, indices, offsets, weights, out, level, limit, value, mean,
-            settings.num_threads or 0, y_sums,
-        )  # fmt: skip
+            settings.kernels,
+            self._table,
+            indices,
+            offsets,
+            weights,
+            out,
+            level,
+            limit,
+            value,
+            mean,
+            settings.num_threads or 0,
+            y_sums,
+        )
         if level:
             recovery.count_checks(operator, len(out))
         if found is None:
@@ -297,7 +307,18 @@ class EmbeddingBag:
             again = np.empty((len(numbers), self.shape[1]), np.float32)
             sums = np.empty(len(numbers), np.uint32)
             remaining: list[recovery.Finding] | None = _embedding.pool(
-                _dispatch.get("reference"), self._table, index, starts, factors, again, level, limit, value, mean, 1, sums
+                _dispatch.get("reference"),
+                self._table,
+                index,
+                starts,
+                factors,
+                again,
+                level,
+                limit,
+                value,
+                mean,
+                1,
+                sums,
             )
             if remaining is None:
                 out[numbers] = again
@@ -394,7 +415,7 @@ def _limit(threshold: Any) -> tuple[int, float]:
 
 
 def _raise_overflow(found: list[recovery.Finding]) -> None:
-    """Sums beyond float32 are an error of the input, unless a digest says that a row is bad."""
+    """Raise if sums beyond float32 are all that was found: an error of the input, unless a digest says that a row is bad."""
     if all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in found):
         raise ValueError(f"bag {found[0][0]}: its sums overflow float32, expected smaller weights or values")
     found[:] = [f for f in found if f[1] != _embedding.FOUND_OVERFLOW]

@@ -45,7 +45,7 @@ def fused_dim(rows: Array, layout: str, dim: int | None) -> int:
         raise ValueError(
             f"rows: got {_validation.describe(rows)}, expected uint8 of shape (rows, d + {PARAMETERS}) with d >= 1"
         )
-    got = rows.shape[1] - PARAMETERS
+    got = int(rows.shape[1]) - PARAMETERS
     if dim is not None and dim != got:
         raise ValueError(f"dim: got {dim!r}, but rows of {rows.shape[1]} bytes hold {got} codes")
     params = np.ascontiguousarray(rows[:, got:]).view("<f4")
