@@ -54,6 +54,7 @@ __all__ = [
     "qlinear_dynamic",
     "quantize",
     "show_versions",
+    "versions",
 ]
 
 __version__ = versions()["sedq"]

@@ -82,9 +82,8 @@ def multiply(
         return remaining
 
     def heal() -> tuple[str, str]:
-        packed._epilogues.clear()
         report = packed.heal()
-        return "; ".join(report.healed) or "parameters derived again", ", ".join(report.corrupted)
+        return "; ".join(report.healed), ", ".join(report.corrupted)
 
     recovery.handle(operator, found, settings.on_error, recompute, heal, has_writer=x_sums is not None)
 

@@ -5,9 +5,10 @@
     findings of a kernel
         -> on_error "warn":    record, warn, return the result as it is
         -> on_error "raise":   record, raise SoftErrorDetected
-        -> on_error "recover": recompute by the reference path and verify      agrees: verdict "transient"
-                               heal the operands, recompute and verify         agrees: verdict "memory"
-                               raise SoftErrorDetected                         verdict "persistent"
+        -> on_error "recover": recompute by the reference path and verify
+                               heal the operands; if the recomputation disagreed, recompute and verify again
+                                   agrees: verdict "transient", or "memory" if an operand was healed
+                               raise SoftErrorDetected: verdict "memory" if one can't be healed, else "persistent"
 
 Operators hand in how to recompute and how to heal; nothing here knows them.
 """
@@ -255,12 +256,14 @@ def handle(
         raise SoftErrorDetected(summary(events), events)
     if has_writer and any(kind == INPUT for _, kind, _, _ in findings):
         raise UpstreamCorrupted(operator, findings, cpu)
-    if not recompute():
-        conclude(operator, findings, cpu, "recompute", "transient")
-        return
+    remaining = recompute()
+    # operands are looked at even if the recomputation agreed: what it did not read may be bad all the same
     healed, corrupted = heal()
-    if healed and not recompute():
-        conclude(operator, findings, cpu, "heal", "memory", healed)
+    if remaining and healed:
+        remaining = recompute()
+    if not remaining:
+        rung, verdict = ("heal", "memory") if healed else ("recompute", "transient")
+        conclude(operator, findings, cpu, rung, verdict, healed)
         return
     verdict, detail = ("memory", f"still corrupted: {corrupted}") if corrupted else ("persistent", "")
     events = conclude(operator, findings, cpu, "raise", verdict, detail)

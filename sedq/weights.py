@@ -83,6 +83,15 @@ def _wrapped(values: Array) -> Array:
     return (values & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
+def _digest(e: _gemm.Epilogue) -> Array:
+    """Sum of the bits of all column parameters of each panel, modulo 2^32."""
+    total = np.zeros(e.col_term.size, np.uint64)
+    for a in (e.col_term, e.w_zp, e.bias, e.mult):
+        if a is not None:
+            total += a.view(np.uint32)
+    return np.add.reduceat(total, np.arange(0, total.size, _gemm.PANEL_COLUMNS)).astype(np.uint32)
+
+
 def _crc(a: Array) -> int:
     return zlib.crc32(a.reshape(-1).view(np.uint8).data)
 
@@ -205,12 +214,17 @@ class PackedWeights:
         term = _padded(_wrapped(x_zp * (self._col_sums - k * zero_point)), np.int32)
         w_zp = _padded(self.zero_point, np.int32) if zero_point.any() else None
         b, m = (None if v is None else _padded(np.broadcast_to(v, n), np.float32) for v in (bias, mult))
-        total = np.zeros(term.size, np.uint64)
-        for a in (term, w_zp, b, m):
-            if a is not None:
-                total += a.view(np.uint32)
-        digest = np.add.reduceat(total, np.arange(0, term.size, _gemm.PANEL_COLUMNS)).astype(np.uint32)
-        return _gemm.Epilogue(dtype, n, term, w_zp, b, m, digest, low, high, y_zp)
+        digest = np.zeros(-(-n // _gemm.PANEL_COLUMNS), np.uint32)
+        made = _gemm.Epilogue(dtype, n, term, w_zp, b, m, digest, low, high, y_zp)
+        digest[...] = _digest(made)
+        return made
+
+    def _drop_corrupted_epilogues(self) -> list[str]:
+        """Forget derived parameters that don't fit their digests: the next call derives them again."""
+        bad = [key for key, e in self._epilogues.items() if not np.array_equal(_digest(e), e.digest)]
+        for key in bad:
+            del self._epilogues[key]
+        return ["parameters derived again"] if bad else []
 
     def _remember(self, key: Key, made: _gemm.Epilogue) -> None:
         if len(self._epilogues) >= CACHED_EPILOGUES:
@@ -274,6 +288,7 @@ class PackedWeights:
         ['panels: W[1, 1] from 65 to 1']
         """
         report = self.verify()
+        report.healed += self._drop_corrupted_epilogues()
         if report.ok:
             return report
         bad = set(report.corrupted)

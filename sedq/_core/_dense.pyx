@@ -32,14 +32,15 @@ cdef struct Job:
 
 
 cdef void check_inputs(const Job *job, int64_t i) noexcept nogil:
-    cdef int64_t f
-    cdef uint32_t got
+    cdef int64_t f, n = job.features * job.dim
+    cdef uint32_t got, expected = 0
     if job.x_sums == NULL:
         return
     for f in range(job.features):
-        got = job.c.sum_words(job.x + (i * job.features + f) * job.dim, job.dim)
-        if got != job.x_sums[i * job.features + f]:
-            sedq_report(job.found, i, SEDQ_BAD_INPUT, <int32_t>(got - job.x_sums[i * job.features + f]), 0)
+        expected += job.x_sums[i * job.features + f]
+    got = job.c.sum_words(job.x + i * n, 1, n, n)
+    if got != expected:
+        sedq_report(job.found, i, SEDQ_BAD_INPUT, <int32_t>(got - expected), 0)
 
 
 cdef void interact(const Job *job, int64_t i, float *values) noexcept nogil:
@@ -64,7 +65,7 @@ cdef int run_row(Job *job, int64_t i, float *values, uint8_t *codes) noexcept no
     if memcmp(values, again, job.width * sizeof(float)) or memcmp(out, codes, job.width):
         sedq_report(job.found, i, SEDQ_BAD_REPEAT, 0, 0)
     if job.y_sums != NULL:
-        job.y_sums[i] = job.c.sum_u8(codes, job.width)
+        job.y_sums[i] = job.c.sum_u8(codes, 1, job.width, job.width)
     return nan
 
 

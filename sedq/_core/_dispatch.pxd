@@ -30,13 +30,13 @@ cdef extern from "kernels/context.h" nogil:
         int64_t num_rows, stride, dim, codes
 
     ctypedef struct sedq_bag_sums:
-        uint64_t codes, params, digest, digest_hi
-        double reference, magnitude, pooled
+        uint64_t codes, params
+        double residual, reference, magnitude
         uint32_t out_bits
 
     ctypedef void (*sedq_store_fn)(int, int, const int32_t *, const uint32_t *, const sedq_epilogue *, void *, int64_t,
                                    int, sedq_tile_sums *) noexcept nogil
-    ctypedef uint32_t (*sedq_sum_fn)(const void *, int64_t) noexcept nogil
+    ctypedef uint32_t (*sedq_sum_fn)(const void *, int64_t, int64_t, int64_t) noexcept nogil
     ctypedef struct sedq_context:
         const char *name
         int mr

@@ -131,7 +131,7 @@ cdef struct Job:
     sedq_findings *found
 
 
-cdef double rounding_bound(double n, double dim, double magnitude, int weighted, int mean) noexcept nogil:
+cdef double rounding_bound(double n, double dim, double magnitude) noexcept nogil:
     """No residual of a bag of n rows without a fault exceeds this.
 
     Each output is a chain of n fused multiply-adds on products w * scale rounded once, plus a bias sum of n steps,
@@ -143,39 +143,43 @@ cdef double rounding_bound(double n, double dim, double magnitude, int weighted,
 
 
 cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
-    cdef double divisor = n if job.mean and n > 0 else 1
-    cdef double residual = s.pooled - s.reference / divisor
-    cdef double magnitude = s.magnitude / divisor
     cdef double limit
     if job.limit == BOUND:
-        limit = rounding_bound(n, job.t.dim, magnitude, job.weights != NULL, job.mean)
+        limit = rounding_bound(n, job.t.dim, s.magnitude)
     elif job.limit == REFERENCE:
-        limit = job.limit_value * fabs(s.reference / divisor)
+        limit = job.limit_value * fabs(s.reference)
     else:
-        limit = job.limit_value * magnitude
-    if fabs(residual) <= limit:
+        limit = job.limit_value * s.magnitude
+    if fabs(s.residual) <= limit:
         return
-    if s.magnitude > LARGEST:
-        sedq_report(job.found, b, OVERFLOW, residual, limit)
+    # magnitudes are those of the mean here; its sums may overflow before they are divided
+    if s.magnitude * (n if job.mean else 1) > LARGEST:
+        sedq_report(job.found, b, OVERFLOW, s.residual, limit)
     else:
-        sedq_report(job.found, b, SEDQ_BAD_SUM, residual, limit)
+        sedq_report(job.found, b, SEDQ_BAD_SUM, s.residual, limit)
 
 
 cdef void verify_bag(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
     if job.check & DIGEST:
-        if s.codes != s.digest_hi:
-            sedq_report(job.found, b, SEDQ_BAD_DIGEST, <double>(<int64_t>(s.codes - s.digest_hi)), 0)
-        elif s.params != s.digest - (s.digest_hi << 40):
-            sedq_report(job.found, b, SEDQ_BAD_DIGEST,
-                        <double>(<int64_t>(s.params - (s.digest - (s.digest_hi << 40)))), 0)
+        if s.codes or s.params:
+            sedq_report(job.found, b, SEDQ_BAD_DIGEST, <double>(<int64_t>(s.codes if s.codes else s.params)), 0)
     if job.check & SUM:
         verify_sum(job, b, n, s)
+
+
+cdef void report_outputs(const Job *job, int64_t b0, int64_t b1, const uint32_t *bits) noexcept nogil:
+    """The chunk's outputs as read back differ from what was stored: say in which bags."""
+    cdef int64_t b
+    for b in range(b0, b1):
+        if job.c.sum_words(job.out + b * job.out_stride, 1, job.t.dim, job.t.dim) != bits[b - b0]:
+            sedq_report(job.found, b, SEDQ_BAD_OUTPUT, 0, 0)
 
 
 cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) noexcept nogil:
     """Bags b0 .. b1, at most CHUNK; the number verified."""
     cdef sedq_bag_sums sums, again
     cdef uint32_t bits[CHUNK]
+    cdef uint32_t total = 0
     cdef int64_t b, begin, end, verified = 0, dim = job.t.dim
     cdef float divisor
     cdef float *out
@@ -196,11 +200,12 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
     if not job.check:
         return b1 - b0
     for b in range(b0, b1):
-        if job.c.sum_words(job.out + b * job.out_stride, dim) != bits[b - b0]:
-            sedq_report(job.found, b, SEDQ_BAD_OUTPUT, 0, 0)
+        total += bits[b - b0]
         if job.y_sums != NULL:
             job.y_sums[b] = bits[b - b0]
         verified += 1
+    if job.c.sum_words(job.out + b0 * job.out_stride, b1 - b0, dim, job.out_stride) != total:
+        report_outputs(job, b0, b1, bits)
     return verified
 
 

@@ -245,7 +245,7 @@ cdef void multiply(const Job *job, int64_t i0, int64_t i1, int64_t p0, int64_t p
 cdef void verify_row(const Job *job, int64_t i, uint32_t acc, uint32_t out, uint32_t row_sum,
                      uint32_t check) noexcept nogil:
     """Compare all that is known of row i, and read its output back."""
-    cdef uint32_t stored = job.sum_out(job.out + i * job.n * job.item, job.n)
+    cdef uint32_t stored = job.sum_out(job.out + i * job.n * job.item, 1, job.n, job.n)
     if acc != check:
         sedq_report(job.found, i, SEDQ_BAD_ACCUMULATOR, <int32_t>(acc - check), 0)
     if stored != out:

@@ -56,8 +56,8 @@ typedef void (*sedq_row_fn)(const uint8_t *a, int64_t k, const int8_t *digit, in
 typedef void (*sedq_store_fn)(int rows, int cols, const int32_t *tile, const uint32_t *row_sums,
                               const sedq_epilogue *e, void *out, int64_t ldo, int check, sedq_tile_sums *sums);
 
-/* Sum of n stored words as the epilogue summed them (bytes or 32-bit words), modulo 2^32. */
-typedef uint32_t (*sedq_sum_fn)(const void *p, int64_t n);
+/* Sum of rows x n stored words (bytes or 32-bit words), rows lying ld words apart, modulo 2^32. */
+typedef uint32_t (*sedq_sum_fn)(const void *p, int64_t rows, int64_t n, int64_t ld);
 
 /* An embedding table: rows of `stride` bytes, `dim` 8-bit codes (padded with zeros to `codes` bytes, a multiple of
  * 8), then float32 scale, float32 bias, and the 64-bit digest
@@ -67,16 +67,15 @@ typedef struct {
     int64_t num_rows, stride, dim, codes;
 } sedq_table;
 
-/* What one pass over a bag saw. The digest sums and the magnitudes are those of all its rows. */
+/* What one pass over a bag found; sums are over its rows, and S_i is the code sum in the stored digest of row i. No
+ * integer sum can wrap for fewer than 2^24 rows, so that a row that occurs many times cannot cancel. */
 typedef struct {
-    uint64_t codes;     /* sum of the codes that the loop read */
-    uint64_t params;    /* sum of bits(scale) + bits(bias) + index */
-    uint64_t digest;    /* sum of the stored digests, modulo 2^64 */
-    uint64_t digest_hi; /* sum of (stored digest >> 40) */
-    double reference;   /* sum_i w_i (scale_i S_i + dim bias_i), S_i = stored digest >> 40 */
-    double magnitude;   /* sum_i |w_i| (|scale_i| S_i + dim |bias_i|) */
-    double pooled;      /* sum of the outputs, from registers, before they are stored */
-    uint32_t out_bits;  /* sum of the outputs' bit patterns, before they are stored */
+    uint64_t codes;    /* sum of the codes that the loop read, less sum of S_i: 0 unless something is wrong */
+    uint64_t params;   /* sum of bits(scale) + bits(bias) + index, less sum of the digests' low 40 bits: likewise */
+    double residual;   /* sum of the outputs, from registers, less `reference` */
+    double reference;  /* sum of w_i (scale_i S_i + dim bias_i) / divisor */
+    double magnitude;  /* sum of |w_i| (|scale_i| S_i + dim |bias_i|) / divisor */
+    uint32_t out_bits; /* sum of the outputs' bit patterns, from registers, modulo 2^32 */
 } sedq_bag_sums;
 
 /* Pool rows indices[begin .. end) into out[dim]; `total` is the number of indices there are, for prefetching.

@@ -23,30 +23,63 @@ static int quantize(const float *x, int64_t n, float inverse_scale, int32_t zp, 
     return nan != 0;
 }
 
-/* the reference's tree: lanes l + 8, + 4, + 2, + 1 */
-static float reduce(__m512 x)
+/* The reference's tree (lanes l + 8, + 4, + 2, + 1) for 16 vectors at once: each level halves their number. One
+ * vector at a time would cost more than its dot product. */
+static __m512 reduce16(__m512 *x)
 {
-    const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-    const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+    for (int i = 0; i < 8; i++) {
+        const __m512 low = _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x44);
+        const __m512 high = _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xee);
+        x[i] = _mm512_add_ps(low, high);
+    }
+    for (int i = 0; i < 4; i++) {
+        const __m512 low = _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0x88);
+        const __m512 high = _mm512_shuffle_f32x4(x[2 * i], x[2 * i + 1], 0xdd);
+        x[i] = _mm512_add_ps(low, high);
+    }
+    for (int i = 0; i < 2; i++) {
+        const __m512 low = _mm512_shuffle_ps(x[2 * i], x[2 * i + 1], 0x44);
+        const __m512 high = _mm512_shuffle_ps(x[2 * i], x[2 * i + 1], 0xee);
+        x[i] = _mm512_add_ps(low, high);
+    }
+    return _mm512_add_ps(_mm512_shuffle_ps(x[0], x[1], 0x88), _mm512_shuffle_ps(x[0], x[1], 0xdd));
 }
 
-static float dot(const float *a, const float *b, int64_t n)
+static __m512 dot_lanes(const float *a, const float *b, int64_t n)
 {
     __m512 sum = _mm512_setzero_ps();
     for (int64_t i = 0; i < n; i += 16) {
         const __mmask16 m = lanes(n - i);
         sum = _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(m, a + i), _mm512_maskz_loadu_ps(m, b + i), sum, m);
     }
-    return reduce(sum);
+    return sum;
+}
+
+/* Put the sums of n <= 16 vectors in their order. */
+static void store_dots(__m512 *x, int n, float *out)
+{
+    /* reduce16 leaves vector i in 128-bit part i % 4, as its element i / 4 */
+    const __m512i place = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (int i = n; i < 16; i++)
+        x[i] = _mm512_setzero_ps();
+    _mm512_mask_storeu_ps(out, lanes(n), _mm512_permutexvar_ps(place, reduce16(x)));
 }
 
 static void dots(const float *t, int64_t features, int64_t dim, float *out)
 {
+    __m512 x[16];
+    int n = 0;
     for (int64_t i = 1; i < features; i++)
-        for (int64_t j = 0; j < i; j++)
-            *out++ = dot(t + i * dim, t + j * dim, dim);
+        for (int64_t j = 0; j < i; j++) {
+            x[n++] = dot_lanes(t + i * dim, t + j * dim, dim);
+            if (n == 16) {
+                store_dots(x, n, out);
+                out += n;
+                n = 0;
+            }
+        }
+    if (n)
+        store_dots(x, n, out);
 }
 
 void SEDQ_INIT(dense_avx512vnni)(sedq_context *c)

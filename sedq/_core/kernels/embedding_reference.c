@@ -28,12 +28,12 @@ static uint32_t bits(float x)
 static void check_row(const sedq_table *t, const uint8_t *row, const row_tail *tail, int64_t index, double w,
                       sedq_bag_sums *sums)
 {
-    const double code_sum = (double)(tail->digest >> 40), dim = (double)t->dim;
+    const uint64_t stored = tail->digest >> 40;
+    const double code_sum = (double)stored, dim = (double)t->dim;
     for (int64_t j = 0; j < t->codes; j++)
         sums->codes += row[j];
-    sums->params += (uint64_t)bits(tail->scale) + bits(tail->bias) + (uint64_t)index;
-    sums->digest += tail->digest;
-    sums->digest_hi += tail->digest >> 40;
+    sums->codes -= stored;
+    sums->params += (uint64_t)bits(tail->scale) + bits(tail->bias) + (uint64_t)index - (tail->digest - (stored << 40));
     sums->reference += w * (tail->scale * code_sum + dim * tail->bias);
     sums->magnitude += fabs(w) * (fabs((double)tail->scale) * code_sum + dim * fabs((double)tail->bias));
 }
@@ -43,6 +43,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
 {
     const volatile char *again = indices; /* the digest sees the index as loaded a second time */
     float bias = 0;
+    double pooled = 0;
     (void)total;
     memset(sums, 0, sizeof *sums);
     for (int64_t j = 0; j < t->dim; j++)
@@ -61,10 +62,13 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     SEDQ_FAULT_BAG(out, t->dim);
     for (int64_t j = 0; j < t->dim; j++) {
         const float y = (out[j] + bias) / divisor;
-        sums->pooled += y;
+        pooled += y;
         sums->out_bits += bits(y);
         out[j] = y;
     }
+    sums->reference /= divisor;
+    sums->magnitude /= divisor;
+    sums->residual = pooled - sums->reference;
 }
 
 static int64_t range(const void *indices, int index_bytes, int64_t n, int64_t rows)

@@ -275,25 +275,26 @@ STORE(store_i32, OUT_I32)
 STORE(store_u8, OUT_U8)
 STORE(store_f32, OUT_F32)
 
-static uint32_t sum_u8(const void *p, int64_t n)
+static uint32_t sum_u8(const void *p, int64_t rows, int64_t n, int64_t ld)
 {
-    const uint8_t *x = p;
     __m512i sum = _mm512_setzero_si512();
-    for (int64_t i = 0; i < n; i += 64) {
-        const __mmask64 m = n - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - i)) - 1;
-        sum = _mm512_add_epi64(sum, _mm512_sad_epu8(_mm512_maskz_loadu_epi8(m, x + i), _mm512_setzero_si512()));
-    }
+    for (const uint8_t *x = p; rows > 0; rows--, x += ld)
+        for (int64_t i = 0; i < n; i += 64) {
+            const __mmask64 m = n - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - i)) - 1;
+            const __m512i v = _mm512_maskz_loadu_epi8(m, x + i);
+            sum = _mm512_add_epi64(sum, _mm512_sad_epu8(v, _mm512_setzero_si512()));
+        }
     return (uint32_t)_mm512_reduce_add_epi64(sum);
 }
 
-static uint32_t sum_words(const void *p, int64_t n)
+static uint32_t sum_words(const void *p, int64_t rows, int64_t n, int64_t ld)
 {
-    const int32_t *x = p;
     __m512i sum = _mm512_setzero_si512();
-    for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 m = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
-        sum = _mm512_add_epi32(sum, _mm512_maskz_loadu_epi32(m, x + i));
-    }
+    for (const int32_t *x = p; rows > 0; rows--, x += ld)
+        for (int64_t i = 0; i < n; i += 16) {
+            const __mmask16 m = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+            sum = _mm512_add_epi32(sum, _mm512_maskz_loadu_epi32(m, x + i));
+        }
     return (uint32_t)_mm512_reduce_add_epi32(sum);
 }
 

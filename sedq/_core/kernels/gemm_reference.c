@@ -144,21 +144,21 @@ static void store_f32(int rows, int cols, const int32_t *acc, const uint32_t *ro
     store(OUT_F32, rows, cols, acc, row_sums, e, out, ldo, check, sums);
 }
 
-static uint32_t sum_u8(const void *p, int64_t n)
+static uint32_t sum_u8(const void *p, int64_t rows, int64_t n, int64_t ld)
 {
-    const uint8_t *x = p;
     uint32_t sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += x[i];
+    for (const uint8_t *x = p; rows > 0; rows--, x += ld)
+        for (int64_t i = 0; i < n; i++)
+            sum += x[i];
     return sum;
 }
 
-static uint32_t sum_words(const void *p, int64_t n)
+static uint32_t sum_words(const void *p, int64_t rows, int64_t n, int64_t ld)
 {
-    const uint32_t *x = p;
     uint32_t sum = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += x[i];
+    for (const uint32_t *x = p; rows > 0; rows--, x += ld)
+        for (int64_t i = 0; i < n; i++)
+            sum += x[i];
     return sum;
 }
 
