@@ -14,6 +14,29 @@ static void init_reference(sedq_context *c)
     SEDQ_INIT(dense_reference)(c);
 }
 
+/* What is not built is NULL in the table below. */
+#ifdef SEDQ_BUILD_AVX2
+static void init_avx2(sedq_context *c)
+{
+    init_reference(c);
+    SEDQ_INIT(gemm_avx2)(c);
+    SEDQ_INIT(embedding_avx2)(c);
+    SEDQ_INIT(dense_avx2)(c);
+}
+#else
+#define init_avx2 NULL
+#endif
+
+#if defined SEDQ_BUILD_AVX2 && defined SEDQ_BUILD_AVXVNNI
+static void init_avxvnni(sedq_context *c)
+{
+    init_avx2(c);
+    SEDQ_INIT(gemm_avxvnni)(c);
+}
+#else
+#define init_avxvnni NULL
+#endif
+
 #ifdef SEDQ_BUILD_AVX512VNNI
 static void init_avx512vnni(sedq_context *c)
 {
@@ -22,18 +45,14 @@ static void init_avx512vnni(sedq_context *c)
     SEDQ_INIT(embedding_avx512vnni)(c);
     SEDQ_INIT(dense_avx512vnni)(c);
 }
+#else
+#define init_avx512vnni NULL
 #endif
+
+/* In the order of the table of instruction sets. */
+static void (*const init[])(sedq_context *) = {init_reference, init_avx2, init_avxvnni, init_avx512vnni};
 
 #ifdef SEDQ_FAULT_HOOK
-static void (*const init[])(sedq_context *) = {
-    init_reference,
-#ifdef SEDQ_BUILD_AVX512VNNI
-    init_avx512vnni,
-#else
-    NULL,
-#endif
-};
-
 void sedq_isa_context_hooked(int i, sedq_context *c)
 {
     init[i](c);
@@ -45,30 +64,48 @@ static int always(void)
     return 1;
 }
 
-static int has_avx512vnni(void)
-{
 #if defined(__x86_64__) && defined(__GNUC__)
+static int has_avx2(void)
+{
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static int has_avxvnni(void)
+{
+#if defined(__clang__) || __GNUC__ >= 12
+    return has_avx2() && __builtin_cpu_supports("avxvnni");
 #else
     return 0;
 #endif
 }
 
-/* In order of preference, the last is best. */
+static int has_avx512vnni(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+#else
+static int never(void)
+{
+    return 0;
+}
+#define has_avx2 never
+#define has_avxvnni never
+#define has_avx512vnni never
+#endif
+
+/* The instruction sets in order of preference: the last is best. */
 static const struct {
     const char *name;
-    void (*init)(sedq_context *);
     int (*supported)(void);
 } isas[] = {
-    {"reference", init_reference, always},
-#ifdef SEDQ_BUILD_AVX512VNNI
-    {"avx512vnni", init_avx512vnni, has_avx512vnni},
-#else
-    {"avx512vnni", NULL, has_avx512vnni},
-#endif
+    {"reference", always},
+    {"avx2", has_avx2},
+    {"avxvnni", has_avxvnni},
+    {"avx512vnni", has_avx512vnni},
 };
 
 int sedq_isa_count(void)
@@ -83,7 +120,7 @@ const char *sedq_isa_name(int i)
 
 int sedq_isa_built(int i)
 {
-    return isas[i].init != NULL;
+    return init[i] != NULL;
 }
 
 int sedq_isa_supported(int i)
@@ -93,6 +130,6 @@ int sedq_isa_supported(int i)
 
 void sedq_isa_context(int i, sedq_context *c)
 {
-    isas[i].init(c);
+    init[i](c);
 }
 #endif
