@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
+from sedq import _validation
 from sedq._core import _dispatch
 
 __all__ = ["Settings", "config_context", "get_config", "resolve", "use_kernels"]
 
 CHECKS = ("off", "exact", "full", "mod127", "digest", "threshold")
 ON_ERROR = ("recover", "raise", "warn")
+MAX_THREADS = 65_536
 
 
 class Settings(NamedTuple):
@@ -46,21 +48,17 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _threads(value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"num_threads: got {value!r}, expected a positive integer or None")
-    return value
-
-
 def resolve(check: str | None, on_error: str | None, num_threads: int | None) -> Settings:
     """Return the settings of a call: its own arguments where given, the surrounding ones elsewhere."""
     settings = _settings.get()
     if check is None and on_error is None and num_threads is None:
         return settings
+    if settings.kernels.hooked and num_threads is not None:
+        num_threads = 1  # a fault plan counts visits over the process
     return Settings(
         settings.check if check is None else _choice("check", check, CHECKS),
         settings.on_error if on_error is None else _choice("on_error", on_error, ON_ERROR),
-        settings.num_threads if num_threads is None else _threads(num_threads),
+        settings.num_threads if num_threads is None else _validation.integer("num_threads", num_threads, 1, MAX_THREADS),
         settings.kernels,
     )
 

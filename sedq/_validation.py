@@ -1,4 +1,7 @@
-"""Conversion and checking of arguments, before anything is computed."""
+"""Conversion and checking of arguments, before anything is computed.
+
+Every error is a ValueError that says ``name: got ..., expected ...``.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +15,80 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = [
     "activations",
+    "array",
+    "boolean",
+    "describe",
     "finite_array",
-    "finite_scalar",
     "float_rows",
+    "integer",
+    "integers",
     "output",
     "positive_scalar",
-    "zero_point",
 ]
 
 Array = NDArray[Any]
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_TINY = 2.0**-126  # below it the reciprocal may overflow
 
 
 def describe(value: object) -> str:
-    """Say what an argument is: dtype and shape of an array, else its type."""
+    """Say what an argument is: dtype and shape of an array, else its type and the beginning of its repr."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} array of shape {value.shape}"
-    return f"{type(value).__name__} {value!r}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
 
 
-def activations(x: Array, k: int) -> Array:
+def array(name: str, value: object, expected: str) -> Array:
+    """Return what NumPy makes of a value, ragged sequences refused."""
+    if type(value) is np.ndarray:
+        return value
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{name}: got {describe(value)}, expected {expected}") from None
+
+
+def activations(x: ArrayLike, k: int) -> Array:
     """Return quantised activations (..., K) as a contiguous (M, K) array of uint8."""
-    if type(x) is not np.ndarray:
-        x = np.asarray(x)
-    if x.dtype != np.uint8 or x.ndim == 0 or x.shape[-1] != k:
-        raise ValueError(f"x: got {describe(x)}, expected uint8 of shape (..., {k})")
-    if x.ndim == 2 and x.flags.c_contiguous:
-        return x
-    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), k)
+    a = array("x", x, f"uint8 of shape (..., {k})")
+    if a.dtype != np.uint8 or a.ndim == 0 or a.shape[-1] != k:
+        raise ValueError(f"x: got {describe(a)}, expected uint8 of shape (..., {k})")
+    if a.ndim == 2 and a.flags.c_contiguous:
+        return a
+    return np.ascontiguousarray(a).reshape(math.prod(a.shape[:-1]), k)
 
 
 def float_rows(x: ArrayLike, k: int, name: str = "x") -> Array:
-    """Return float activations (..., K) as a contiguous (M, K) array of float32."""
-    a = np.asarray(x)
+    """Return finite float activations (..., K) as a contiguous (M, K) array of float32."""
+    expected = f"float32 of shape (..., {k})"
+    a = array(name, x, expected)
     if a.dtype.kind != "f" or a.ndim == 0 or a.shape[-1] != k:
-        raise ValueError(f"{name}: got {describe(a)}, expected float32 of shape (..., {k})")
-    return np.ascontiguousarray(a, dtype=np.float32).reshape(math.prod(a.shape[:-1]), k)
+        raise ValueError(f"{name}: got {describe(a)}, expected {expected}")
+    return _finite(name, a).reshape(math.prod(a.shape[:-1]), k)
 
 
-def output(out: Array | None, shape: Sequence[int], dtype: DTypeLike, inputs: Sequence[Array] = ()) -> Array:
+def _finite(name: str, a: Array) -> Array:
+    """Return a C-contiguous float32 array, of finite numbers."""
+    with np.errstate(over="ignore"):
+        a = np.asarray(a, dtype=np.float32, order="C")
+    if not np.isfinite(a).all():
+        raise ValueError(f"{name}: got NaN or infinite values, expected finite ones in the range of float32")
+    return a
+
+
+def finite_array(name: str, value: ArrayLike, shape: Sequence[int | None]) -> Array:
+    """Return a C-contiguous float32 array of finite numbers; None in `shape` stands for any length."""
+    wanted = ", ".join("any" if n is None else str(n) for n in shape)
+    expected = f"float32 of shape ({wanted}{',' if len(shape) == 1 else ''})"
+    a = array(name, value, expected)
+    fits = a.ndim == len(shape) and all(want in (None, got) for got, want in zip(a.shape, shape, strict=True))
+    if a.dtype.kind not in "fiu" or not fits:
+        raise ValueError(f"{name}: got {describe(a)}, expected {expected}")
+    return _finite(name, a)
+
+
+def output(out: Array | None, shape: Sequence[int], dtype: DTypeLike, inputs: Sequence[Array | None] = ()) -> Array:
     """Return the array to write: `out` if it fits, else a new one."""
     if out is None:
         return np.empty(shape, dtype)
@@ -57,50 +96,50 @@ def output(out: Array | None, shape: Sequence[int], dtype: DTypeLike, inputs: Se
         raise ValueError(f"out: got {describe(out)}, expected {np.dtype(dtype)} array of shape {tuple(shape)}")
     if not out.flags.writeable or not out.flags.c_contiguous:
         raise ValueError("out: got a read-only or non-contiguous array, expected a writeable C-contiguous one")
-    if any(np.may_share_memory(out, a) for a in inputs):
+    if any(a is not None and np.may_share_memory(out, a) for a in inputs):
         raise ValueError("out: got an array that overlaps an input, expected memory of its own")
     return out
 
 
-def finite_scalar(name: str, value: float) -> float:
-    """Return a number as a float; it must be finite."""
+def positive_scalar(name: str, value: float) -> float:
+    """Return a number as a float; it must be positive, and normal in float32."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise ValueError(f"{name}: got {describe(value)}, expected a positive number")
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: got {describe(value)}, expected a number") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: got {number}, expected a finite number")
-    return number
-
-
-def positive_scalar(name: str, value: float) -> float:
-    """Return a number as a float; it must be finite, positive, and stay so in float32."""
-    number = finite_scalar(name, value)
-    if not 2.0**-126 <= number <= 3.4028234663852886e38:
+    except OverflowError:
+        number = math.inf
+    if not FLOAT32_TINY <= number <= FLOAT32_MAX:
         raise ValueError(f"{name}: got {number}, expected a positive number in the range of float32")
     return number
 
 
-def zero_point(name: str, value: int, low: int = 0, high: int = 255) -> int:
-    """Return a zero point as an int within its bounds."""
+def integer(name: str, value: int, low: int, high: int) -> int:
+    """Return an integer within its bounds."""
     try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise ValueError(f"{name}: got {describe(value)}, expected an integer") from None
+        raise ValueError(f"{name}: got {describe(value)}, expected an integer from {low} to {high}") from None
     if not low <= number <= high:
-        raise ValueError(f"{name}: got {number}, expected {low} to {high}")
+        raise ValueError(f"{name}: got {number}, expected an integer from {low} to {high}")
     return number
 
 
-def finite_array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> Array:
-    """Return a contiguous float32 array of finite numbers; None in `shape` stands for any length."""
-    a = np.asarray(value)
-    fits = a.ndim == len(shape) and all(want in (None, got) for got, want in zip(a.shape, shape, strict=True))
-    if a.dtype.kind not in "fiu" or not fits:
-        expected = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name}: got {describe(a)}, expected float32 of shape ({expected})")
-    with np.errstate(over="ignore"):
-        a = np.asarray(a, dtype=np.float32, order="C")
-    if not np.isfinite(a).all():
-        raise ValueError(f"{name}: got NaN or infinite values, expected finite ones")
-    return a
+def integers(name: str, value: ArrayLike, ndims: Sequence[int]) -> Array:
+    """Return a contiguous array of int32 or int64 of one of some numbers of dimensions."""
+    expected = " or ".join(f"{n}-dimensional" for n in ndims) + " int32 or int64"
+    a = array(name, value, expected)
+    if a.size == 0 and not isinstance(value, np.ndarray):
+        a = a.astype(np.int64)  # an empty list has no dtype of its own
+    if a.dtype not in (np.int32, np.int64) or a.ndim not in ndims:
+        raise ValueError(f"{name}: got {describe(a)}, expected {expected}")
+    return np.ascontiguousarray(a)
+
+
+def boolean(name: str, value: bool) -> bool:
+    """Return a switch; what is merely true or false is refused."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}: got {value!r}, expected True or False")
+    return bool(value)

@@ -24,6 +24,8 @@ LEVELS = {"off": 0, "exact": 1, "full": 2}
 # findings after which single rows can't be trusted to be the only bad ones
 WHOLE_CALL = (recovery.PARAMETERS, recovery.EPILOGUE, recovery.COUNT)
 MAX_FINDINGS = 64
+# of activation parameters as they stand in a pack's cache
+KEY_TYPES = {(float, int, float, int, bool), (float, int, type(None), type(None), bool)}
 
 
 def _level(settings: _config.Settings, packed: PackedWeights) -> int:
@@ -107,6 +109,17 @@ def _packed(packed: PackedWeights) -> PackedWeights:
     return packed
 
 
+def _activation_qparams(name: str, qparams: QParams | None) -> QParams | None:
+    """Check parameters of uint8 activations, which share one scale."""
+    if qparams is None:
+        return None
+    if not isinstance(qparams, QParams):
+        raise TypeError(f"{name}: got {_validation.describe(qparams)}, expected a QParams")
+    if qparams.dtype != "uint8" or np.ndim(qparams.scale):
+        raise ValueError(f"{name}: got {qparams}, expected uint8 with one scale")
+    return qparams
+
+
 def matmul_integer(
     x: ArrayLike,
     packed: PackedWeights,
@@ -159,8 +172,9 @@ def matmul_integer(
     """
     settings = _config.resolve(check, on_error, num_threads)
     n, k = _packed(packed).shape
-    rows = _validation.activations(x, k)  # type: ignore[arg-type]
-    key = _validation.zero_point("x_zero_point", x_zero_point)
+    _level(settings, packed)
+    rows = _validation.activations(x, k)
+    key = _validation.integer("x_zero_point", x_zero_point, 0, 255)
     result = _validation.output(out, (*np.shape(x)[:-1], n), np.int32, (rows,))
     multiply(rows, packed, key, result.reshape(len(rows), n), settings, operator="matmul_integer")
     return result
@@ -231,12 +245,12 @@ def qlinear(
     """
     settings = _config.resolve(check, on_error, num_threads)
     n, k = _packed(packed).shape
-    rows = _validation.activations(x, k)  # type: ignore[arg-type]
+    _level(settings, packed)
+    rows = _validation.activations(x, k)
     key: Any = (x_scale, x_zero_point, y_scale, y_zero_point, relu)
-    try:
+    epilogue = None
+    if tuple(map(type, key)) in KEY_TYPES:  # else 0, 0.0 and False would be found as one another
         epilogue = packed._epilogues.get(key)
-    except TypeError:  # arrays and the like can't be looked up, and won't pass
-        epilogue = None
     if epilogue is None:
         key = activation_key(*key)
         epilogue = _epilogue(packed, key)
@@ -293,17 +307,14 @@ def qlinear_dynamic(
     """
     settings = _config.resolve(check, on_error, num_threads)
     n, k = _packed(packed).shape
+    _level(settings, packed)
     rows = _validation.float_rows(x, k)
-    if not isinstance(relu, (bool, np.bool_)):
-        raise ValueError(f"relu: got {relu!r}, expected True or False")
+    relu, reduce_range = _validation.boolean("relu", relu), _validation.boolean("reduce_range", reduce_range)
     result = _validation.output(out, (*np.shape(x)[:-1], n), np.float32, (rows,))
     if not rows.size:
         return result
-    low, high = float(rows.min()), float(rows.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("x: got NaN or infinite values, expected finite ones")
-    params = choose_qparams(low, high, reduce_range=reduce_range)
-    epilogue = packed.epilogue(params.scale, params.zero_point, None, 0, bool(relu), cache=False)
+    params = choose_qparams(rows.min(), rows.max(), reduce_range=reduce_range)
+    epilogue = packed.epilogue(params.scale, params.zero_point, None, None, relu, cache=False)
     codes = quantize(rows, params)
     multiply(codes, packed, None, result.reshape(len(rows), n), settings, operator="qlinear_dynamic", epilogue=epilogue)
     return result
@@ -345,8 +356,9 @@ class QuantizedLinear:
         relu: bool = False,
     ) -> None:
         self.packed = _packed(packed)
-        self.input_qparams, self.output_qparams = input_qparams, output_qparams
-        self.relu = bool(relu)
+        self.input_qparams = _activation_qparams("input_qparams", input_qparams)
+        self.output_qparams = _activation_qparams("output_qparams", output_qparams)
+        self.relu = _validation.boolean("relu", relu)
         self._observers = (MinMaxObserver(), MinMaxObserver())
 
     @classmethod
@@ -369,6 +381,7 @@ class QuantizedLinear:
         -------
         QuantizedLinear
         """
+        per_channel = _validation.boolean("per_channel", per_channel)
         w = _validation.finite_array("W", W, (None, None))
         if not w.size:
             raise ValueError(f"W: got shape {w.shape}, expected neither dimension 0")
@@ -385,10 +398,13 @@ class QuantizedLinear:
     def observe(self, x: ArrayLike) -> QuantizedLinear:
         """Take note of sample inputs (..., K) float32 and of the outputs they give. Returns the layer."""
         rows = _validation.float_rows(x, self.packed.shape[1])
+        w = self.packed.unpack() - self.packed.zero_point[:, None]
         scale = np.broadcast_to(self.packed.scale, self.packed.shape[0])[:, None]
-        y = rows @ (self.packed.unpack() * scale).T
-        if self.packed.bias is not None:
-            y = y + self.packed.bias
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = rows @ (w * scale).T
+            y = y if self.packed.bias is None else y + self.packed.bias
+        if not np.isfinite(y).all():
+            raise ValueError("x: got samples whose outputs overflow float32, expected smaller ones")
         self._observers[0].observe(rows)
         self._observers[1].observe(np.maximum(y, 0) if self.relu else y)
         return self
@@ -420,7 +436,7 @@ class QuantizedLinear:
         ndarray of the dtype of x, (..., N)
         """
         qx = self._input()
-        a = np.asarray(x)
+        a = _validation.array("x", x, f"float32 or uint8 of shape (..., {self.packed.shape[1]})")
         codes, output = a, self.output_qparams
         if a.dtype != np.uint8:
             codes, output = quantize(_validation.float_rows(a, self.packed.shape[1]), qx).reshape(a.shape), None

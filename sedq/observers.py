@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sedq.qparams import QParams, choose_qparams
+from sedq import _validation
+from sedq.qparams import QParams, choose_qparams, dtype_name
 
 __all__ = ["MinMaxObserver"]
 
@@ -33,15 +34,16 @@ class MinMaxObserver:
     """
 
     def __init__(self, dtype: Literal["uint8", "int8"] = "uint8", *, symmetric: bool = False) -> None:
-        choose_qparams(0.0, 1.0, dtype)  # raises for an unknown dtype
-        self.dtype = dtype
-        self.symmetric = symmetric
+        self.dtype = dtype_name(dtype)
+        self.symmetric = _validation.boolean("symmetric", symmetric)
         self.low = np.inf
         self.high = -np.inf
 
     def observe(self, x: ArrayLike) -> MinMaxObserver:
         """Take note of data of any shape; NaN and infinities raise ValueError. Returns the observer."""
-        a = np.asarray(x, dtype=np.float64)
+        a = _validation.array("x", x, "real numbers")
+        if a.dtype.kind not in "fiu" and a.size:
+            raise ValueError(f"x: got {_validation.describe(a)}, expected real numbers")
         if not np.isfinite(a).all():
             raise ValueError("x: got NaN or infinite values, expected finite ones")
         if a.size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +13,16 @@ from sedq import _validation
 __all__ = ["QParams", "choose_qparams", "dequantize", "quantize"]
 
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
+
+
+def dtype_name(dtype: object) -> str:
+    """Return the name of a type of codes; ValueError for any other."""
+    name = dtype
+    if isinstance(dtype, np.dtype) or (isinstance(dtype, type) and issubclass(dtype, np.generic)):
+        name = np.dtype(dtype).name
+    if not isinstance(name, str) or name not in LIMITS:
+        raise ValueError(f"dtype: got {dtype!r}, expected 'uint8' or 'int8'")
+    return name
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +55,20 @@ class QParams:
     dtype: str = "uint8"
 
     def __post_init__(self) -> None:
-        name = np.dtype(self.dtype).name if not isinstance(self.dtype, str) else self.dtype
-        if name not in LIMITS:
-            raise ValueError(f"dtype: got {self.dtype!r}, expected 'uint8' or 'int8'")
-        scale = _validation.finite_array("scale", self.scale, (None,) * np.ndim(self.scale))
-        zero = np.asarray(self.zero_point)
+        name = dtype_name(self.dtype)
         low, high = LIMITS[name]
-        if scale.ndim > 1 or (scale <= 0).any():
-            raise ValueError(f"scale: got {self.scale!r}, expected positive numbers, one or one per channel")
+        scale = _validation.array("scale", self.scale, "positive numbers, one or one per channel")
+        scale = _validation.finite_array("scale", scale, (None,) * min(scale.ndim, 1) if scale.ndim < 2 else (None,))
+        expected = f"integers from {low} to {high}, one or one per channel"
+        zero = _validation.array("zero_point", self.zero_point, expected)
+        if not scale.size or (scale < _validation.FLOAT32_TINY).any():
+            raise ValueError(f"scale: got {self.scale!r}, expected positive numbers in the range of float32")
         if zero.dtype.kind not in "iu" or (zero < low).any() or (zero > high).any():
-            raise ValueError(f"zero_point: got {self.zero_point!r}, expected integers from {low} to {high}")
+            raise ValueError(f"zero_point: got {self.zero_point!r}, expected {expected}")
         if zero.ndim and zero.shape != scale.shape:
             raise ValueError(f"zero_point: got shape {zero.shape}, expected a scalar or {scale.shape} as the scale")
         object.__setattr__(self, "dtype", name)
-        object.__setattr__(self, "scale", scale if scale.ndim else float(self.scale))
+        object.__setattr__(self, "scale", scale.copy() if scale.ndim else float(self.scale))
         object.__setattr__(self, "zero_point", zero.astype(np.int32) if zero.ndim else int(zero))
 
     def __eq__(self, other: object) -> bool:
@@ -75,7 +85,7 @@ class QParams:
 def choose_qparams(
     low: ArrayLike,
     high: ArrayLike,
-    dtype: Literal["uint8", "int8"] = "uint8",
+    dtype: str = "uint8",
     *,
     symmetric: bool = False,
     reduce_range: bool = False,
@@ -110,13 +120,14 @@ def choose_qparams(
     >>> sedq.choose_qparams(-100.0, 155.0)
     QParams(scale=1.0, zero_point=100, dtype='uint8')
     """
-    if dtype not in LIMITS:
-        raise ValueError(f"dtype: got {dtype!r}, expected 'uint8' or 'int8'")
-    lo, hi = np.broadcast_arrays(np.asarray(low, np.float64), np.asarray(high, np.float64))
-    if not (np.isfinite(lo).all() and np.isfinite(hi).all()) or (lo > hi).any():
-        raise ValueError(f"low, high: got {low!r} and {high!r}, expected finite numbers, low at most high")
+    name = dtype_name(dtype)
+    symmetric, reduce_range = (
+        _validation.boolean("symmetric", symmetric),
+        _validation.boolean("reduce_range", reduce_range),
+    )
+    lo, hi = _limits(low, high)
     lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
-    qmin, qmax = LIMITS[dtype]
+    qmin, qmax = LIMITS[name]
     if reduce_range:
         qmin, qmax = qmin // 2, qmax // 2
     if symmetric:
@@ -124,23 +135,51 @@ def choose_qparams(
         scale = np.where(scale < 2.0**-126, 1.0, scale)
         zero = np.full(scale.shape, (qmin + qmax + 1) // 2)
     else:
-        scale = (hi - lo) / (qmax - qmin)
+        with np.errstate(over="ignore"):
+            scale = (hi - lo) / (qmax - qmin)
         scale = np.where(scale < 2.0**-126, 1.0, scale)
         zero = np.clip(qmin - np.rint(lo / scale), qmin, qmax).astype(np.int64)
-    if (scale > np.finfo(np.float32).max).any():
+    if (scale > _validation.FLOAT32_MAX).any():
         raise ValueError(f"low, high: got {low!r} and {high!r}, expected a range that float32 can hold")
     if scale.ndim == 0:
-        return QParams(float(scale), int(zero), dtype)
-    return QParams(scale, zero, dtype)
+        return QParams(float(scale), int(zero), name)
+    return QParams(scale, zero, name)
 
 
-def _along(values: Any, ndim: int, axis: int) -> Any:
-    """Parameters shaped to broadcast along an axis."""
-    if np.ndim(values) == 0:
-        return values
-    shape = [1] * ndim
-    shape[axis] = -1
-    return np.reshape(values, shape)
+def _limits(low: ArrayLike, high: ArrayLike) -> tuple[Any, Any]:
+    """Return both ends of a range as float64 arrays of one shape."""
+    expected = "finite numbers, one or one per channel, low at most high"
+    arrays = [_validation.array("low, high", v, expected) for v in (low, high)]
+    try:
+        lo, hi = (a.astype(np.float64) for a in np.broadcast_arrays(*arrays))
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"low, high: got {low!r} and {high!r}, expected {expected}") from None
+    real = all(a.dtype.kind in "fiu" for a in arrays) and lo.ndim < 2
+    if not real or not (np.isfinite(lo).all() and np.isfinite(hi).all()) or (lo > hi).any():
+        raise ValueError(f"low, high: got {low!r} and {high!r}, expected {expected}")
+    return lo, hi
+
+
+def _along(name: str, a: Any, qparams: QParams, axis: int) -> tuple[Any, Any]:
+    """Return scale and zero point shaped to broadcast along an axis of `a`."""
+    if np.ndim(qparams.scale) == 0:
+        return np.float32(qparams.scale), np.float32(qparams.zero_point)
+    channels = len(qparams.scale)
+    if a.ndim == 0:
+        raise ValueError(f"{name}: got a scalar, expected an axis of {channels} channels")
+    axis = _validation.integer("axis", axis, -a.ndim, a.ndim - 1)
+    if a.shape[axis] != channels:
+        raise ValueError(f"{name}: got shape {a.shape}, expected {channels} channels along axis {axis}")
+    shape = [1] * a.ndim
+    shape[axis] = channels
+    zero = np.broadcast_to(np.float32(qparams.zero_point), channels)
+    return np.reshape(qparams.scale, shape), np.reshape(zero, shape)
+
+
+def _qparams(qparams: QParams) -> QParams:
+    if not isinstance(qparams, QParams):
+        raise TypeError(f"qparams: got {_validation.describe(qparams)}, expected a QParams")
+    return qparams
 
 
 def quantize(x: ArrayLike, qparams: QParams, *, axis: int = 0) -> NDArray[Any]:
@@ -162,7 +201,7 @@ def quantize(x: ArrayLike, qparams: QParams, *, axis: int = 0) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        For NaN.
+        For NaN, or an axis that does not have the channels of `qparams`.
 
     Examples
     --------
@@ -170,14 +209,17 @@ def quantize(x: ArrayLike, qparams: QParams, *, axis: int = 0) -> NDArray[Any]:
     >>> sedq.quantize([0.0, 0.5, 99.0], sedq.QParams(0.25, 10))
     array([ 10,  12, 255], dtype=uint8)
     """
-    a = np.asarray(x, dtype=np.float32)
-    if np.isnan(a).any():
-        raise ValueError("x: got NaN, expected numbers")
+    a = _validation.array("x", x, "real numbers")
+    if a.dtype.kind not in "fiu" and a.size:
+        raise ValueError(f"x: got {_validation.describe(a)}, expected real numbers")
+    scale, zero = _along("x", a, _qparams(qparams), axis)
     low, high = LIMITS[qparams.dtype]
-    zero = np.asarray(_along(qparams.zero_point, a.ndim, axis), dtype=np.float32)
-    inverse = np.float32(1) / np.asarray(_along(qparams.scale, a.ndim, axis), dtype=np.float32)
+    # what overflows is clamped
     with np.errstate(over="ignore"):
-        codes = np.rint(np.clip(a * inverse, low - zero, high - zero)) + zero
+        a = a.astype(np.float32)
+        if np.isnan(a).any():
+            raise ValueError("x: got NaN, expected numbers")
+        codes = np.rint(np.clip(a * (np.float32(1) / scale), low - zero, high - zero)) + zero
     return np.asarray(codes, dtype=qparams.dtype)
 
 
@@ -209,9 +251,9 @@ def dequantize(codes: ArrayLike, qparams: QParams, *, axis: int = 0) -> NDArray[
     >>> sedq.dequantize(np.array([10, 12], dtype=np.uint8), sedq.QParams(0.25, 10))
     array([0. , 0.5], dtype=float32)
     """
-    a = np.asarray(codes)
-    if a.dtype != qparams.dtype:
-        raise ValueError(f"codes: got {_validation.describe(a)}, expected {qparams.dtype}")
-    zero = np.asarray(_along(qparams.zero_point, a.ndim, axis), dtype=np.int32)
-    scale = np.asarray(_along(qparams.scale, a.ndim, axis), dtype=np.float32)
-    return np.asarray((a.astype(np.int32) - zero).astype(np.float32) * scale, dtype=np.float32)
+    expected = _qparams(qparams).dtype
+    a = _validation.array("codes", codes, expected)
+    if a.dtype != expected:
+        raise ValueError(f"codes: got {_validation.describe(a)}, expected {expected}")
+    scale, zero = _along("codes", a, qparams, axis)
+    return np.asarray((a.astype(np.float32) - zero) * scale, dtype=np.float32)

@@ -261,10 +261,11 @@ def handle(
     healed, corrupted = heal()
     if remaining and healed:
         remaining = recompute()
+    left = f"still corrupted: {corrupted}" if corrupted else ""
+    detail = "; ".join(part for part in (healed, left) if part)
     if not remaining:
-        rung, verdict = ("heal", "memory") if healed else ("recompute", "transient")
-        conclude(operator, findings, cpu, rung, verdict, healed)
+        conclude(operator, findings, cpu, "heal" if healed else "recompute", "memory" if detail else "transient", detail)
         return
-    verdict, detail = ("memory", f"still corrupted: {corrupted}") if corrupted else ("persistent", "")
+    verdict = "memory" if corrupted else "persistent"
     events = conclude(operator, findings, cpu, "raise", verdict, detail)
     raise SoftErrorDetected(summary(events), events)

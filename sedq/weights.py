@@ -12,7 +12,6 @@ A pack holds several independent views of the same weights:
 from __future__ import annotations
 
 import contextlib
-import operator
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sedq import _validation
-from sedq._core import _gemm
+from sedq import _validation, recovery
+from sedq._core import _dispatch, _gemm
 from sedq.exceptions import SoftErrorDetected
 
 __all__ = ["PackedWeights", "WeightsReport", "pack_weights"]
@@ -34,7 +33,7 @@ MAX_K_ASYMMETRIC = 33_025
 ENCODINGS = ("exact",)
 CACHED_EPILOGUES = 32
 
-Key = tuple[float, int, float | None, int, bool] | int
+Key = tuple[float, int, float | None, int | None, bool] | int
 
 
 @dataclass
@@ -89,7 +88,9 @@ def _digest(e: _gemm.Epilogue) -> Array:
     for a in (e.col_term, e.w_zp, e.bias, e.mult):
         if a is not None:
             total += a.view(np.uint32)
-    return np.add.reduceat(total, np.arange(0, total.size, _gemm.PANEL_COLUMNS)).astype(np.uint32)
+    # the scalars count once per panel, as the kernels load them
+    sums = np.add.reduceat(total, np.arange(0, total.size, _gemm.PANEL_COLUMNS)) + np.uint64(e.scalar_bits())
+    return sums.astype(np.uint32)
 
 
 def _crc(a: Array) -> int:
@@ -172,29 +173,28 @@ class PackedWeights:
     # ---- parameters of the epilogue
 
     def epilogue(
-        self, x_scale: float, x_zero_point: int, y_scale: float | None, y_zero_point: int, relu: bool, *, cache: bool
+        self, x_scale: float, x_zero_point: int, y_scale: float | None, y_zero_point: int | None, relu: bool, *, cache: bool
     ) -> _gemm.Epilogue:
         """Return the column parameters for these activation parameters, derived and digested."""
         self._restore_parameters()
         low, high = (0.0 if relu else -np.inf), 0.0
-        aw = np.float32(x_scale) * self.scale
         bias = np.zeros(self.shape[0], np.float32) if self.bias is None else self.bias
-        if y_scale is None:
+        with np.errstate(all="ignore"):  # what overflows or vanishes is refused below
+            aw = np.float32(x_scale) * self.scale
             mult = aw
-        else:
-            mult = aw / np.float32(y_scale)
-            # one scale: times the reciprocal; a scale per channel: divided. As FBGEMM and PyTorch do.
-            with np.errstate(over="ignore"):
+            if y_scale is not None:
+                mult = aw / np.float32(y_scale)
+                # one scale: times the reciprocal; a scale per channel: divided. As FBGEMM and PyTorch do.
                 bias = bias * (np.float32(1) / aw) if self.scale.ndim == 0 else bias / aw
-            low, high = float((y_zero_point if relu else 0) - y_zero_point), float(255 - y_zero_point)
+        y_zp = y_zero_point or 0
+        if y_scale is not None:
+            low, high = float((y_zp if relu else 0) - y_zp), float(255 - y_zp)
         if not (np.isfinite(mult).all() and np.isfinite(bias).all()) or not np.all(mult):
             raise ValueError(
                 f"scales: got x_scale {x_scale}, y_scale {y_scale} and weight scales whose product or quotient leaves "
                 "the range of float32, expected scales nearer to 1"
             )
-        made = self._make_epilogue(
-            np.float32 if y_scale is None else np.uint8, x_zero_point, bias, mult, low, high, y_zero_point
-        )
+        made = self._make_epilogue(np.float32 if y_scale is None else np.uint8, x_zero_point, bias, mult, low, high, y_zp)
         if cache:
             self._remember((x_scale, x_zero_point, y_scale, y_zero_point, relu), made)
         return made
@@ -221,27 +221,33 @@ class PackedWeights:
 
     def _drop_corrupted_epilogues(self) -> list[str]:
         """Forget derived parameters that don't fit their digests: the next call derives them again."""
-        bad = [key for key, e in self._epilogues.items() if not np.array_equal(_digest(e), e.digest)]
+        bad = [key for key, e in list(self._epilogues.items()) if not np.array_equal(_digest(e), e.digest)]
         for key in bad:
-            del self._epilogues[key]
+            self._epilogues.pop(key, None)
         return ["parameters derived again"] if bad else []
 
     def _remember(self, key: Key, made: _gemm.Epilogue) -> None:
         if len(self._epilogues) >= CACHED_EPILOGUES:
-            self._epilogues.pop(next(iter(self._epilogues)))
+            self._epilogues.pop(next(iter(list(self._epilogues))), None)  # other threads may do the same
         self._epilogues[key] = made
 
     def _restore_parameters(self) -> list[str]:
         """Make sure that what parameters are derived from is as it was; say what was restored from its copy."""
-        healed = []
+        healed: list[str] = []
+        lost: list[str] = []
         for name, a in self._parameters().items():
             if _crc(a) != self._crcs[name]:
-                if _crc(self._spare[name]) != self._crcs[name]:
-                    raise SoftErrorDetected(f"{name} of {self!r} is corrupted, and so is its copy: pack the weights again")
-                a[...] = self._spare[name]
-                healed.append(name)
-        if _crc(self._col_sums) != self._crcs["col_sums"] and self._heal_col_sums():
-            healed.append("col_sums")
+                sound = _crc(self._spare[name]) == self._crcs[name]
+                (healed if sound else lost).append(name)
+                if sound:
+                    a[...] = self._spare[name]
+        if _crc(self._col_sums) != self._crcs["col_sums"]:
+            (healed if self._heal_col_sums() else lost).append("col_sums")
+        if healed:
+            finding = (-1, recovery.PARAMETERS, 0.0, 0.0)
+            recovery.conclude("weights", [finding], _dispatch.current_cpu(), "heal", "memory", ", ".join(healed))
+        if lost:
+            raise SoftErrorDetected(f"{', '.join(lost)} of {self!r}: corrupted beyond repair, pack the weights again")
         return healed
 
     # ---- weights at rest
@@ -299,7 +305,7 @@ class PackedWeights:
             report.healed += sorted(bad & {"row_sums", "col_sums"})
         elif not bad & {"row_sums", "col_sums"}:
             report.healed += self._heal_panels(report)
-        if "digits" in bad and "row_sums" not in bad:
+        if "digits" in bad and _crc(self._row_sums) == self._crcs["row_sums"]:
             self._core.digits[...] = _encode(self._row_sums, self.shape[0])
             report.healed.append("digits")
         with contextlib.suppress(SoftErrorDetected):  # what is left is named in what verify reports below
@@ -396,16 +402,18 @@ def pack_weights(
     >>> packed
     <PackedWeights 3 x 3 int8, encode=('exact',)>
     """
-    w = np.asarray(W)
+    w = _validation.array("W", W, "int8 of shape (N, K)")
     if w.dtype != np.int8 or w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"W: got {_validation.describe(w)}, expected int8 of shape (N, K), neither 0")
     n, k = w.shape
-    s = np.asarray(scale)
+    s = _validation.array("scale", scale, f"float32 of shape () or ({n},)")
     s = _validation.finite_array("scale", s, () if s.ndim == 0 else (n,))
-    if (s < 2.0**-126).any():
+    if (s < _validation.FLOAT32_TINY).any():
         raise ValueError(f"scale: got {np.min(np.asarray(scale))}, expected positive numbers in the range of float32")
-    zp = np.asarray(zero_point)
-    if zp.dtype.kind not in "iu" or zp.shape not in ((), (n,)) or (zp < -128).any() or (zp > 127).any():
+    zp = _validation.array("zero_point", zero_point, f"integers of shape () or ({n},)")
+    if zp.dtype.kind in "iu" and ((zp < -128) | (zp > 127)).any():
+        raise ValueError(f"zero_point: got {zp[(zp < -128) | (zp > 127)].flat[0]}, expected integers from -128 to 127")
+    if zp.dtype.kind not in "iu" or zp.shape not in ((), (n,)):
         raise ValueError(
             f"zero_point: got {_validation.describe(zp)}, expected integers from -128 to 127 of shape () or ({n},)"
         )
@@ -415,7 +423,7 @@ def pack_weights(
             f"W: got K = {k}, expected at most {limit} "
             f"{'with a zero point other than 0' if zp.any() else ''}, beyond which int32 accumulators can wrap"
         )
-    if isinstance(encode, str) or any(e not in ENCODINGS for e in encode):
+    if not isinstance(encode, (tuple, list)) or any(not isinstance(e, str) or e not in ENCODINGS for e in encode):
         raise ValueError(f"encode: got {encode!r}, expected a tuple of {', '.join(map(repr, ENCODINGS))}")
     b = None if bias is None else _validation.finite_array("bias", bias, (n,)).copy()
     zero = np.broadcast_to(zp.astype(np.int32), n).copy()
@@ -424,22 +432,16 @@ def pack_weights(
 
 def activation_key(
     x_scale: float, x_zero_point: int, y_scale: float | None, y_zero_point: int | None, relu: bool
-) -> tuple[float, int, float | None, int, bool]:
+) -> tuple[float, int, float | None, int | None, bool]:
     """Check the activation parameters of a product and return them normalised."""
     xs = _validation.positive_scalar("x_scale", x_scale)
-    xz = _validation.zero_point("x_zero_point", x_zero_point)
+    xz = _validation.integer("x_zero_point", x_zero_point, 0, 255)
     if (y_scale is None) != (y_zero_point is None):
         raise ValueError(
             f"y_scale, y_zero_point: got {y_scale!r} and {y_zero_point!r}, expected both (uint8 output) or neither"
         )
-    if not isinstance(relu, (bool, np.bool_)):
-        raise ValueError(f"relu: got {relu!r}, expected True or False")
+    relu = _validation.boolean("relu", relu)
     if y_scale is None or y_zero_point is None:
-        return xs, xz, None, 0, bool(relu)
-    return (
-        xs,
-        xz,
-        _validation.positive_scalar("y_scale", y_scale),
-        operator.index(_validation.zero_point("y_zero_point", y_zero_point)),
-        bool(relu),
-    )
+        return xs, xz, None, None, relu
+    ys = _validation.positive_scalar("y_scale", y_scale)
+    return xs, xz, ys, _validation.integer("y_zero_point", y_zero_point, 0, 255), relu

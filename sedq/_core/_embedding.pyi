@@ -11,6 +11,7 @@ LIMIT_BOUND: int
 LIMIT_REFERENCE: int
 LIMIT_MAGNITUDE: int
 FOUND_OVERFLOW: int
+MAX_DIM: int
 
 class Table:
     rows: NDArray[Any]

@@ -16,7 +16,7 @@
 """
 
 from cython.parallel cimport prange
-from libc.math cimport fabs
+from libc.math cimport fabs, isfinite
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -25,6 +25,9 @@ import numpy as np
 from sedq._core._dispatch cimport (
     SEDQ_BAD_COUNT, SEDQ_BAD_DIGEST, SEDQ_BAD_OUTPUT, SEDQ_BAD_REPEAT, SEDQ_BAD_SUM, Context, findings_list,
     sedq_bag_sums, sedq_context, sedq_findings, sedq_report, sedq_table, threads_for)
+
+# The largest dimension whose code sum fits the 24 bits that a digest has for it.
+MAX_DIM = 65_793
 
 # What a call checks, as bits.
 CHECK_DIGEST = 1
@@ -61,8 +64,9 @@ cdef class Table:
     cdef readonly Py_ssize_t dim
 
     def __init__(self, const uint8_t[:, ::1] rows, Py_ssize_t dim):
-        if dim < 1 or rows.shape[1] != row_bytes(dim):
-            raise ValueError(f"rows: got {rows.shape[1]} bytes each, expected {row_bytes(dim)} for dim {dim}")
+        if dim < 1 or dim > MAX_DIM or rows.shape[1] != row_bytes(dim):
+            raise ValueError(f"rows: got {rows.shape[1]} bytes each, expected {row_bytes(dim)} for dim {dim}, "
+                             f"at most {MAX_DIM}")
         self.rows, self.dim = rows.base, dim
         self.t.rows = &rows[0, 0] if rows.shape[0] else NULL
         self.t.num_rows, self.t.stride, self.t.dim = rows.shape[0], rows.shape[1], dim
@@ -142,6 +146,19 @@ cdef double rounding_bound(double n, double dim, double magnitude) noexcept nogi
     return steps / (1 - steps) * magnitude + dim * (257 * n + 4) * SMALLEST
 
 
+cdef bint may_overflow(const Job *job, int64_t b) noexcept nogil:
+    """Whether outputs of bag b may overflow float32 without a fault; asked only when something is wrong already."""
+    cdef double largest = 0, w
+    cdef float params[2]
+    cdef int64_t i, index
+    for i in range(job.offsets[b], job.offsets[b + 1]):
+        index = (<const int32_t *>job.indices)[i] if job.index_bytes == 4 else (<const int64_t *>job.indices)[i]
+        memcpy(params, job.t.rows + index * job.t.stride + job.t.codes, sizeof(params))
+        w = job.weights[i] if job.weights != NULL else 1
+        largest += fabs(w) * (255 * fabs(<double>params[0]) + fabs(<double>params[1]))
+    return not largest <= LARGEST
+
+
 cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
     cdef double limit
     if job.limit == BOUND:
@@ -152,17 +169,18 @@ cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *
         limit = job.limit_value * s.magnitude
     if fabs(s.residual) <= limit:
         return
-    # magnitudes are those of the mean here; its sums may overflow before they are divided
-    if s.magnitude * (n if job.mean else 1) > LARGEST:
-        sedq_report(job.found, b, OVERFLOW, s.residual, limit)
-    else:
+    if isfinite(s.residual) or not may_overflow(job, b):
         sedq_report(job.found, b, SEDQ_BAD_SUM, s.residual, limit)
+    else:
+        sedq_report(job.found, b, OVERFLOW, s.residual, limit)
 
 
 cdef void verify_bag(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
     if job.check & DIGEST:
         if s.codes or s.params:
+            # a bad row explains whatever the sum says
             sedq_report(job.found, b, SEDQ_BAD_DIGEST, <double>(<int64_t>(s.codes if s.codes else s.params)), 0)
+            return
     if job.check & SUM:
         verify_sum(job, b, n, s)
 

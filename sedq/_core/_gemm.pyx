@@ -22,7 +22,7 @@ fault cannot disagree, even when C itself wraps.
 
 from cython.parallel cimport prange
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 import numpy as np
 
@@ -144,6 +144,13 @@ cdef class Epilogue:
             self.e.bias = <const float *>address(bias, np.float32, padded, "bias")
             self.e.mult = <const float *>address(mult, np.float32, padded, "mult")
         self.panel_digest = <const uint32_t *>address(digest, np.uint32, (n + SEDQ_NR - 1) // SEDQ_NR, "digest")
+
+    def scalar_bits(self):
+        """Sum of the bits of low, high and y_zero_point, modulo 2^32."""
+        cdef uint32_t low, high
+        memcpy(&low, &self.e.low, 4)
+        memcpy(&high, &self.e.high, 4)
+        return <uint32_t>(low + high + <uint32_t>self.e.y_zp)
 
 
 cdef struct Job:

@@ -7,8 +7,7 @@ or `recovery.handle` with how to recompute bags and reload rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,8 +20,20 @@ from sedq.exceptions import SoftErrorDetected
 __all__ = ["EmbeddingBag"]
 
 Array = NDArray[Any]
-# gives the original fused rows of the given numbers, to restore corrupted ones from
-Source = Callable[[Array], Array]
+
+
+class Source(Protocol):
+    """Gives the original fused rows of the given numbers, to restore corrupted ones from."""
+
+    @property
+    def verified(self) -> bool:
+        """Whether what it gives has a digest of its own."""
+        ...
+
+    def __call__(self, rows: Array) -> Array:
+        """Return fused rows of layout ``torch``."""
+        ...
+
 
 LEVELS = {
     "off": 0,
@@ -103,6 +114,7 @@ class EmbeddingBag:
             raise ValueError(f"weight: got shape {w.shape}, expected at least one column")
         if not len(w):
             raise ValueError(f"weight: got shape {w.shape}, expected at least one row")
+        layouts.check_dim("weight", w.shape[1])
         rows = layouts.add_digests(layouts.quantize_rows(w), w.shape[1])
         return cls(rows, w.shape[1], mode, _FloatSource(w) if keep_source else None)
 
@@ -165,9 +177,16 @@ class EmbeddingBag:
         >>> bag.bad_rows()
         []
         """
-        numbers = np.arange(self.shape[0]) if rows is None else np.asarray(rows, np.int64).reshape(-1)
-        bad: list[int] = _embedding.bad_rows(self._table, np.ascontiguousarray(numbers, np.int64))
-        return bad
+        return _embedding.bad_rows(self._table, self._row_numbers(rows))
+
+    def _row_numbers(self, rows: ArrayLike | None) -> Array:
+        """Return the row numbers given, or all, as int64."""
+        if rows is None:
+            return np.arange(self.shape[0])
+        numbers = _validation.integers("rows", rows, (0, 1)).reshape(-1).astype(np.int64)
+        for number in numbers[(numbers < 0) | (numbers >= self.shape[0])]:
+            raise IndexError(f"rows: got {number}, expected 0 to {self.shape[0] - 1}")
+        return numbers
 
     def restore(self, rows: ArrayLike) -> list[int]:
         """Reload rows from the source, where one is kept, and return those whose digests then fit.
@@ -182,12 +201,17 @@ class EmbeddingBag:
         list of int
             Rows restored; empty without a source.
         """
-        numbers = [int(r) for r in np.asarray(rows, np.int64).reshape(-1)]
-        if self._source is None or not numbers:
+        numbers = self._row_numbers(rows)
+        if self._source is None or not numbers.size:
             return []
-        for number, fused in zip(numbers, self._source(np.asarray(numbers)), strict=True):
-            self._table.rows[number] = layouts.add_digests(fused[None], self.shape[1], number)[0]
-        return [r for r in numbers if r not in self.bad_rows(numbers)]
+        restored = []
+        for number, fused in zip(numbers.tolist(), self._source(numbers), strict=True):
+            row, stored = layouts.add_digests(fused[None], self.shape[1], number)[0], self._table.rows[number]
+            # a source may have been struck too: it must agree with the digest, or else with all but the digest
+            if self._source.verified or np.array_equal(row[-8:], stored[-8:]) or np.array_equal(row[:-8], stored[:-8]):
+                stored[...] = row
+                restored.append(number)
+        return restored
 
     def require_intact(self) -> None:
         """Restore corrupted rows, or raise SoftErrorDetected naming them."""
@@ -259,7 +283,7 @@ class EmbeddingBag:
         settings = _config.resolve(check, on_error, num_threads)
         index, starts = bags(indices, offsets, include_last_offset)
         weights = _weights(per_sample_weights, np.shape(indices))
-        result = _validation.output(out, (len(starts) - 1, self.shape[1]), np.float32, (index, starts))
+        result = _validation.output(out, (len(starts) - 1, self.shape[1]), np.float32, (index, starts, weights))
         self.pool(index, starts, weights, result, settings, threshold=threshold)
         return result
 
@@ -299,45 +323,47 @@ class EmbeddingBag:
             recovery.count_checks(operator, len(out))
         if found is None:
             return
-        _raise_overflow(found)
+
+        def compute_again(numbers: Array) -> tuple[list[recovery.Finding] | None, Array, Array]:
+            index, starts, factors = _select(numbers, indices, offsets, weights)
+            again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.empty(len(numbers), np.uint32)
+            reference = _dispatch.get("reference")
+            remaining = _embedding.pool(
+                reference, self._table, index, starts, factors, again, level, limit, value, mean, 1, sums
+            )
+            if remaining and all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in remaining):
+                bag = numbers[remaining[0][0]]
+                raise ValueError(f"bag {bag}: its sums overflow float32, expected smaller weights or values")
+            return remaining, again, sums
 
         def recompute() -> list[recovery.Finding] | None:
             numbers = _bags_in_doubt(found, len(out))
-            index, starts, factors = _select(numbers, indices, offsets, weights)
-            again = np.empty((len(numbers), self.shape[1]), np.float32)
-            sums = np.empty(len(numbers), np.uint32)
-            remaining: list[recovery.Finding] | None = _embedding.pool(
-                _dispatch.get("reference"),
-                self._table,
-                index,
-                starts,
-                factors,
-                again,
-                level,
-                limit,
-                value,
-                mean,
-                1,
-                sums,
-            )
+            remaining, again, sums = compute_again(numbers)
             if remaining is None:
                 out[numbers] = again
                 if y_sums is not None:
                     y_sums[numbers] = sums
             return remaining
 
+        overflows = np.unique([bag for bag, kind, _, _ in found if kind == _embedding.FOUND_OVERFLOW])
+        if overflows.size:
+            compute_again(overflows)  # raises if they overflow without a fault too: an error of the input
+            found = [(b, recovery.SUM if k == _embedding.FOUND_OVERFLOW else k, r, at) for b, k, r, at in found]
+
         def heal() -> tuple[str, str]:
             index, _, _ = _select(_bags_in_doubt(found, len(out)), indices, offsets, None)
             bad = self.bad_rows(np.unique(index))
             restored = self.restore(bad)
             left = sorted(set(bad) - set(restored))
-            return ("rows {restored}" if restored else "").format(restored=restored), f"rows {left}" if left else ""
+            return f"rows {restored}" if restored else "", f"rows {left}" if left else ""
 
         recovery.handle(operator, found, settings.on_error, recompute, heal)
 
 
 class _FloatSource:
     """Restores rows from the float table they were quantised from."""
+
+    verified = False
 
     def __init__(self, weight: Array) -> None:
         self.weight = weight
@@ -348,6 +374,8 @@ class _FloatSource:
 
 class _FusedSource:
     """Restores rows from the fused rows they were taken from."""
+
+    verified = False
 
     def __init__(self, rows: Array) -> None:
         self.rows = rows
@@ -361,19 +389,9 @@ def _check_bits(bits: int) -> None:
         raise ValueError(f"bits: got {bits!r}, expected 8")
 
 
-def _integers(name: str, value: ArrayLike, ndims: tuple[int, ...]) -> Array:
-    a = np.asarray(value)
-    if a.size == 0 and not isinstance(value, np.ndarray):
-        a = a.astype(np.int64)  # an empty list has no dtype of its own
-    if a.dtype not in (np.int32, np.int64) or a.ndim not in ndims:
-        shape = " or ".join(f"{n}-dimensional" for n in ndims)
-        raise ValueError(f"{name}: got {_validation.describe(a)}, expected {shape} int32 or int64")
-    return np.ascontiguousarray(a)
-
-
 def bags(indices: ArrayLike, offsets: ArrayLike | None, include_last_offset: bool) -> tuple[Array, Array]:
     """Return indices (L,) and offsets (B + 1,) int64 with the last one, from any of the accepted forms."""
-    index = _integers("indices", indices, (1, 2))
+    index = _validation.integers("indices", indices, (1, 2))
     if index.ndim == 2:
         if offsets is not None:
             raise ValueError(f"offsets: got {_validation.describe(offsets)} with two-dimensional indices, expected None")
@@ -381,7 +399,7 @@ def bags(indices: ArrayLike, offsets: ArrayLike | None, include_last_offset: boo
         return index.reshape(-1), np.arange(count + 1, dtype=np.int64) * length
     if offsets is None:
         raise ValueError("offsets: got None with one-dimensional indices, expected where each bag starts")
-    starts = _integers("offsets", offsets, (1,)).astype(np.int64, copy=False)
+    starts = _validation.integers("offsets", offsets, (1,)).astype(np.int64, copy=False)
     if include_last_offset:
         if not starts.size:
             raise ValueError("offsets: got none, expected at least the last one with include_last_offset=True")
@@ -400,25 +418,16 @@ def _weights(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
 
 
 def _limit(threshold: Any) -> tuple[int, float]:
-    if isinstance(threshold, str):
-        if threshold == "bound":
-            return _embedding.LIMIT_BOUND, 0.0
-        if threshold == "paper":
-            return _embedding.LIMIT_REFERENCE, PAPER_BOUND
-    try:
-        value = float(getattr(threshold, "threshold", threshold))
-    except (TypeError, ValueError):
-        value = math.nan
+    if isinstance(threshold, str) and threshold == "bound":
+        return _embedding.LIMIT_BOUND, 0.0
+    if isinstance(threshold, str) and threshold == "paper":
+        return _embedding.LIMIT_REFERENCE, PAPER_BOUND
+    number = getattr(threshold, "threshold", threshold)
+    real = isinstance(number, (int, float, np.floating, np.integer)) and not isinstance(number, bool)
+    value = float(number) if real else math.nan
     if not 0 <= value < math.inf:
         raise ValueError(f"threshold: got {threshold!r}, expected 'bound', 'paper', a number >= 0 or a calibration")
     return _embedding.LIMIT_MAGNITUDE, value
-
-
-def _raise_overflow(found: list[recovery.Finding]) -> None:
-    """Raise if sums beyond float32 are all that was found: an error of the input, unless a digest says that a row is bad."""
-    if all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in found):
-        raise ValueError(f"bag {found[0][0]}: its sums overflow float32, expected smaller weights or values")
-    found[:] = [f for f in found if f[1] != _embedding.FOUND_OVERFLOW]
 
 
 def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:

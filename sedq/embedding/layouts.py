@@ -37,6 +37,13 @@ def quantize_rows(weight: Array) -> Array:
     return np.hstack([codes, params.view(np.uint8)])
 
 
+def check_dim(name: str, dim: int) -> int:
+    """Check that the code sum of a row fits its digest."""
+    if dim > _embedding.MAX_DIM:
+        raise ValueError(f"{name}: got rows of {dim} columns, expected at most {_embedding.MAX_DIM}")
+    return dim
+
+
 def fused_dim(rows: Array, layout: str, dim: int | None) -> int:
     """Check fused rows (rows, bytes) of a layout and return their dimension."""
     if layout != "torch":
@@ -45,7 +52,7 @@ def fused_dim(rows: Array, layout: str, dim: int | None) -> int:
         raise ValueError(
             f"rows: got {_validation.describe(rows)}, expected uint8 of shape (rows, d + {PARAMETERS}) with d >= 1"
         )
-    got = int(rows.shape[1]) - PARAMETERS
+    got = check_dim("rows", int(rows.shape[1]) - PARAMETERS)
     if dim is not None and dim != got:
         raise ValueError(f"dim: got {dim!r}, but rows of {rows.shape[1]} bytes hold {got} codes")
     params = np.ascontiguousarray(rows[:, got:]).view("<f4")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq import _config
+from sedq import _config, _validation
 from sedq._core import _embedding, _faultkernels, _gemm
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
@@ -65,6 +65,8 @@ def flip_bit(array: Array, byte: int, bit: int) -> None:
     >>> a
     array([0, 8], dtype=uint8)
     """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"array: got {_validation.describe(array)}, expected an ndarray")
     if not array.flags.c_contiguous or not array.flags.writeable:
         raise ValueError("array: got a read-only or non-contiguous array, expected a writeable C-contiguous one")
     if not 0 <= byte < array.nbytes or not 0 <= bit < 8:
@@ -74,6 +76,14 @@ def flip_bit(array: Array, byte: int, bit: int) -> None:
 
 def flip_weight_bit(packed: PackedWeights, n: int, k: int, bit: int) -> None:
     """Flip one bit of weight W[n, k] as it is stored in the packed panels.
+
+    Parameters
+    ----------
+    packed : PackedWeights
+    n, k : int
+        Output and input of the weight.
+    bit : int
+        Which bit, 0 to 7.
 
     Examples
     --------
@@ -85,6 +95,8 @@ def flip_weight_bit(packed: PackedWeights, n: int, k: int, bit: int) -> None:
     >>> packed.unpack()[2]
     array([ 1, 17,  1,  1], dtype=int8)
     """
+    if not isinstance(packed, PackedWeights):
+        raise TypeError(f"packed: got {_validation.describe(packed)}, expected PackedWeights")
     columns, depth = packed.shape
     if not 0 <= n < columns or not 0 <= k < depth:
         raise ValueError(f"got W[{n}, {k}], expected indices within {packed.shape}")
@@ -94,7 +106,13 @@ def flip_weight_bit(packed: PackedWeights, n: int, k: int, bit: int) -> None:
 def flip_row_bit(bag: EmbeddingBag, row: int, bit: int) -> None:
     """Flip one bit of a stored row: codes, scale, bias or digest.
 
-    `bit` counts from the row's first byte and skips the padding of the codes; there are 8 (d + 16) of them.
+    Parameters
+    ----------
+    bag : EmbeddingBag
+    row : int
+        Row number.
+    bit : int
+        Counted from the row's first byte, the padding of the codes left out; there are 8 (d + 16) of them.
 
     Examples
     --------
@@ -106,6 +124,8 @@ def flip_row_bit(bag: EmbeddingBag, row: int, bit: int) -> None:
     >>> bag.bad_rows()
     [1]
     """
+    if not isinstance(bag, EmbeddingBag):
+        raise TypeError(f"bag: got {_validation.describe(bag)}, expected an EmbeddingBag")
     rows, dim = bag.shape
     if not 0 <= row < rows or not 0 <= bit < 8 * (dim + 16):
         raise ValueError(f"got row {row}, bit {bit}, expected a row below {rows} and a bit below {8 * (dim + 16)}")
@@ -126,7 +146,7 @@ def accumulator_fault(
     ----------
     kernel : {"tile", "bag"}, default "tile"
         The micro-kernel of the matrix product, visited once per tile (rows of a tile by 64 columns), or that of the
-        EmbeddingBag, visited once per bag (and block of 256 columns).
+        EmbeddingBag, visited once per bag (and block of columns: 256 on AVX-512, 64 on AVX2, all on the reference).
     visit : int, default 0
         The visit at which the fault strikes.
     element : int, default 0
@@ -151,26 +171,65 @@ def accumulator_fault(
     >>> strike.fired, m.detections, y
     (1, 1, array([[4, 4, 4]], dtype=int32))
     """
-    hooked = _faultkernels.hooked(_config.get_config().kernels.name)
+    if kernel not in ("tile", "bag"):
+        raise ValueError(f"kernel: got {kernel!r}, expected 'tile' or 'bag'")
+    plan = (
+        _validation.integer("visit", visit, 0, UNREACHED),
+        _validation.integer("element", element, 0, UNREACHED),
+        _validation.integer("flip", flip, 0, 2**32 - 1),
+        _validation.integer("repeat", repeat, 1, UNREACHED),
+    )
     strike = Strike()
-    _faultkernels.arm(kernel, visit, element, flip, repeat)
+    outcome = (0, 0)
+    try:
+        with _hooked(kernel, plan) as outcome_of:
+            try:
+                yield strike
+            finally:
+                outcome = outcome_of()
+    finally:
+        strike.fired = outcome[0]
+
+
+_armed: set[str] = set()
+
+
+@contextmanager
+def _hooked(kernel: str, plan: tuple[int, int, int, int]) -> Iterator[Callable[[], tuple[int, int]]]:
+    """Run the calls of a block on hooked kernels, with a plan; what is yielded ends the plan and tells its outcome."""
+    if kernel in _armed:
+        raise RuntimeError(f"kernel: got {kernel!r}, for which a fault is armed already, expected one at a time")
+    hooked = _faultkernels.hooked(_config.get_config().kernels.name)
+    _armed.add(kernel)
+    _faultkernels.arm(kernel, *plan)
     try:
         with _config.use_kernels(hooked), _config.config_context(num_threads=1):
-            yield strike
+            yield lambda: _faultkernels.disarm(kernel)
     finally:
-        strike.fired = _faultkernels.disarm(kernel)[0]
+        _faultkernels.disarm(kernel)
+        _armed.discard(kernel)
 
 
 def count_visits(call: Callable[[], object], kernel: str = "tile") -> int:
-    """Count how often `call` visits a kernel, so that a fault can be placed at a random one."""
-    hooked = _faultkernels.hooked(_config.get_config().kernels.name)
-    _faultkernels.arm(kernel, UNREACHED, 0, 0, 1)
-    try:
-        with _config.use_kernels(hooked), _config.config_context(num_threads=1):
-            call()
-    finally:
-        _, left = _faultkernels.disarm(kernel)
-    return int(UNREACHED - left)
+    """Count how often a call visits a kernel, so that a fault can be placed at a random visit.
+
+    Parameters
+    ----------
+    call : callable
+        Without arguments.
+    kernel : {"tile", "bag"}, default "tile"
+        As for `accumulator_fault`.
+
+    Returns
+    -------
+    int
+    """
+    if kernel not in ("tile", "bag"):
+        raise ValueError(f"kernel: got {kernel!r}, expected 'tile' or 'bag'")
+    with _hooked(kernel, (UNREACHED, 0, 0, 1)) as outcome:
+        call()
+        _, left = outcome()
+    return UNREACHED - left
 
 
 class _StruckLayer(QuantizedLinear):
@@ -183,7 +242,7 @@ class _StruckLayer(QuantizedLinear):
     def run(
         self, x: Array, settings: _config.Settings, operator: str, x_sums: Array | None, *, to_float: bool
     ) -> tuple[Array, Array | None]:
-        if not self._strike.fired:
+        if not self._strike.fired and x.size:
             flip_bit(x, self._byte % x.size, self._bit)
             self._strike.fired += 1
         return super().run(x, settings, operator, x_sums, to_float=to_float)
@@ -212,6 +271,8 @@ def activation_fault(model: DLRM, mlp: str, layer: int, *, byte: int = 0, bit: i
     """
     if mlp not in ("bottom", "top"):
         raise ValueError(f"mlp: got {mlp!r}, expected 'bottom' or 'top'")
+    if not isinstance(model, DLRM) or not model.quantized:
+        raise ValueError(f"model: got {model!r}, expected a quantised DLRM")
     layers: list[QuantizedLinear] = getattr(model, mlp)
     if not 0 <= layer < len(layers):
         raise ValueError(f"layer: got {layer}, expected 0 to {len(layers) - 1}")

@@ -10,6 +10,7 @@
 #define SEDQ_CONTEXT_H
 
 #include <stdint.h>
+#include <string.h>
 
 /* Packed weights. B = W^T (K x N) is cut into panels of SEDQ_NR columns; the last
  * panel is as wide as it must be, in steps of SEDQ_NV. Inside a panel, groups of
@@ -30,6 +31,15 @@ typedef struct {
     float low, high;         /* clamp: uint8 output, of the value before y_zp is added; float output, low alone */
     int32_t y_zp;
 } sedq_epilogue;
+
+/* Bits of the parameters that all columns share, for their digest. */
+static inline uint32_t sedq_scalar_bits(const sedq_epilogue *e)
+{
+    uint32_t low, high;
+    memcpy(&low, &e->low, sizeof low);
+    memcpy(&high, &e->high, sizeof high);
+    return low + high + (uint32_t)e->y_zp;
+}
 
 /* Running sums of one tile's rows, 16 lanes each so that nothing is reduced in the
  * loops: acc[r] of accumulators, out[r] of what was stored (bytes, or 32-bit words),

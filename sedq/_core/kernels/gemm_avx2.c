@@ -227,8 +227,10 @@ INLINE void store_tile(const int kind, const int check, int rows, int cols, cons
     /* whole steps of 16 columns, as they are padded: their parameters and accumulators are all summed */
     for (int j = 0; j < (cols + 15) / 16 * 16; j += 8)
         store_strip(kind, check, rows, j, cols - j, tile, row_sums, e, out, ldo, sums, &digest);
-    if (check)
+    if (check) {
         add_to(sums->params, digest);
+        sums->params[0] += sedq_scalar_bits(e);
+    }
 }
 
 #define STORE(name, kind)                                                                                              \

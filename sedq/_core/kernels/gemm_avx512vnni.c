@@ -256,8 +256,10 @@ INLINE void store_tile(const int kind, const int check, int rows, int cols, cons
         const __mmask16 m = cols - j >= 16 ? 0xffff : (__mmask16)((1u << (cols - j)) - 1);
         store_strip(kind, check, rows, j, m, tile, row_sums, e, out, ldo, sums, &digest);
     }
-    if (check)
+    if (check) {
         add_to(sums->params, digest);
+        sums->params[0] += sedq_scalar_bits(e);
+    }
 }
 
 #define STORE(name, kind)                                                                                              \

@@ -110,9 +110,11 @@ static uint32_t parameters(int kind, const sedq_epilogue *e, int j)
 static void store(int kind, int rows, int cols, const int32_t *acc, const uint32_t *row_sums, const sedq_epilogue *e,
                   void *out, int64_t ldo, int check, sedq_tile_sums *sums)
 {
-    if (check)
+    if (check) {
+        sums->params[0] += sedq_scalar_bits(e);
         for (int j = 0; j < cols; j++)
             sums->params[j % 16] += parameters(kind, e, j);
+    }
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < cols; j++) {
             const int32_t *v = acc + r * SEDQ_NR + j;
