@@ -5,7 +5,7 @@ int8 matrix products and embedding bags on the CPU, each of which checks what it
 """
 
 try:
-    from sedq._core import _dispatch as _dispatch
+    import sedq._core._dispatch  # noqa: F401 - the first to need what is compiled
 except ModuleNotFoundError as error:
     if error.name is None or not error.name.startswith("sedq._core"):
         raise

@@ -14,7 +14,7 @@ __all__ = ["Settings", "config_context", "get_config", "resolve", "use_kernels"]
 
 CHECKS = ("off", "exact", "full", "mod127", "digest", "threshold")
 ON_ERROR = ("recover", "raise", "warn")
-MAX_THREADS = 65_536
+MAX_THREADS = 2**31 - 1
 
 
 class Settings(NamedTuple):

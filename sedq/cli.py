@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from sedq import _info, demo
+from sedq._files import replacing
 
 __all__ = ["main"]
 
@@ -30,27 +29,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write_json(path: Path, document: object) -> None:
-    """Write through a temporary file, so that a reader sees all or nothing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as stream:
-            json.dump(document, stream, indent=2)
-            stream.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _check_target(option: str, path: Path | None) -> None:
+    """Refuse, before any work is done, what can't be written afterwards."""
+    if path is not None and ((path.exists() and not path.is_file()) or not path.absolute().parent.is_dir()):
+        raise ValueError(f"{option}: got {path}, expected an ordinary file in an existing directory")
 
 
 def _demo(options: argparse.Namespace) -> int:
-    if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise ValueError(f"--json: got {options.json}, expected a file in an existing directory")
+    _check_target("--json", options.json)
+    if options.seed < 0:
+        raise ValueError(f"--seed: got {options.seed}, expected 0 or more")
     result = demo.run(seed=options.seed, progress=sys.stderr)
     print(demo.table(result))
     if options.json is not None:
-        _write_json(options.json.absolute(), result)
+        with replacing(options.json) as stream:
+            stream.write((json.dumps(result, indent=2) + "\n").encode())
     return 0 if demo.passed(result) else 1
 
 

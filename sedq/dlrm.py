@@ -28,7 +28,7 @@ from scipy.special import expit
 from sedq import _config, _validation, model_file, recovery
 from sedq._core import _dense, _dispatch
 from sedq.embedding.bag import EmbeddingBag, bags
-from sedq.exceptions import SoftErrorDetected
+from sedq.exceptions import ModelFileError, SoftErrorDetected
 from sedq.float_model import FloatDLRM, float_dlrm, mlp
 from sedq.linear import QuantizedLinear
 from sedq.observers import MinMaxObserver
@@ -108,6 +108,7 @@ class DLRM:
         -------
         DLRM
         """
+        _check_parts(bottom, bags, top)
         model = cls.__new__(cls)
         model.float_model = None
         model.bottom, model.bags, model.top = list(bottom), list(bags), list(top)
@@ -120,7 +121,8 @@ class DLRM:
 
     def __repr__(self) -> str:
         state = "quantized" if self.quantized else "float"
-        return f"<DLRM {state}, {len(self.bags) or len(self._float().tables)} tables>"
+        tables = len(self.bags) if self.quantized or self.float_model is None else len(self.float_model.tables)
+        return f"<DLRM {state}, {tables} tables>"
 
     def _float(self) -> FloatDLRM:
         if self.float_model is None:
@@ -166,6 +168,8 @@ class DLRM:
             For samples that do not fit the model, or none.
         """
         model = self._float()
+        if not isinstance(samples, (tuple, list)) or len(samples) != 3:
+            raise ValueError(f"samples: got {_validation.describe(samples)}, expected (dense, indices, offsets)")
         x, index, starts = _requests(
             *samples, include_last_offset, model.bottom[0][0].shape[1], [len(t) for t in model.tables]
         )
@@ -254,6 +258,9 @@ class DLRM:
         except recovery.UpstreamCorrupted as again:
             events = recovery.conclude(again.operator, again.findings, again.cpu, "raise", "persistent")
             raise SoftErrorDetected(recovery.summary(events), events) from None
+        except SoftErrorDetected:  # something else, met on the way
+            recovery.conclude(found.operator, found.findings, found.cpu, "raise", "unresolved")
+            raise
         recovery.conclude(found.operator, found.findings, found.cpu, "replay", "transient")
         return result
 
@@ -314,7 +321,40 @@ class DLRM:
         OSError
             If the file can't be read.
         """
-        return cls.from_quantized(*model_file.load(path))
+        parts = model_file.load(path)
+        try:
+            return cls.from_quantized(*parts)
+        except (TypeError, ValueError) as error:
+            raise ModelFileError(f"{os.fspath(path)}: what it holds makes no model ({error})") from None
+
+
+def _check_parts(bottom: Sequence[QuantizedLinear], bags: Sequence[EmbeddingBag], top: Sequence[QuantizedLinear]) -> None:
+    """Check that frozen layers and bags make a model."""
+    for name, parts, kind in (
+        ("bottom", bottom, QuantizedLinear),
+        ("bags", bags, EmbeddingBag),
+        ("top", top, QuantizedLinear),
+    ):
+        for i, part in enumerate(parts):
+            if not isinstance(part, kind):
+                raise TypeError(f"{name}[{i}]: got {_validation.describe(part)}, expected {kind.__name__}")
+    for name, layers in (("bottom", bottom), ("top", top)):
+        if not layers:
+            raise ValueError(f"{name}: got no layers, expected at least one")
+        for i, layer in enumerate(layers):
+            if not layer.frozen:
+                raise ValueError(f"{name}[{i}]: got a layer without activation parameters, expected a frozen one")
+        for i, (layer, following) in enumerate(itertools.pairwise(layers)):
+            if layer.output_qparams != following.input_qparams or layer.packed.shape[0] != following.packed.shape[1]:
+                raise ValueError(f"{name}[{i}]: its output does not fit the input of {name}[{i + 1}]")
+    dim, features = bottom[-1].packed.shape[0], len(bags) + 1
+    for t, bag in enumerate(bags):
+        if bag.shape[1] != dim:
+            raise ValueError(f"bags[{t}]: got dimension {bag.shape[1]}, expected {dim} as the bottom MLP gives")
+    width = dim + features * (features - 1) // 2
+    if top[0].packed.shape[1] != width or top[-1].packed.shape[0] != 1:
+        got = (top[-1].packed.shape[0], top[0].packed.shape[1])
+        raise ValueError(f"top: got {got[0]} outputs of {got[1]} inputs, expected 1 of {width}")
 
 
 def _requests(
@@ -332,6 +372,9 @@ def _requests(
     if not np.isfinite(x).all():
         raise ValueError("dense: got NaN or infinite values, expected finite ones")
     given: Sequence[ArrayLike | None] = [None] * len(rows) if offsets is None else offsets
+    for name, value in (("indices", indices), ("offsets", given)):
+        if not isinstance(value, (Sequence, np.ndarray)):
+            raise TypeError(f"{name}: got {_validation.describe(value)}, expected one array per table")
     if len(indices) != len(rows) or len(given) != len(rows):
         raise ValueError(f"indices, offsets: got {len(indices)} and {len(given)}, expected one per table, {len(rows)}")
     pairs = [bags(i, o, include_last_offset) for i, o in zip(indices, given, strict=True)]

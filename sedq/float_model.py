@@ -86,6 +86,9 @@ def float_dlrm(
     modes: str | Sequence[str],
 ) -> FloatDLRM:
     """Check the arrays of a DLRM and that they fit one another; ValueError says which doesn't."""
+    for name, given in (("bottom", bottom), ("tables", tables), ("top", top)):
+        if not isinstance(given, Sequence) and not isinstance(given, np.ndarray):
+            raise TypeError(f"{name}: got {_validation.describe(given)}, expected a sequence")
     below = _layers("bottom", bottom, None)
     dim = len(below[-1][0])
     weights = [_validation.finite_array(f"tables[{t}]", w, (None, dim)) for t, w in enumerate(tables)]
@@ -95,7 +98,8 @@ def float_dlrm(
     above = _layers("top", top, dim + len(weights) * (len(weights) + 1) // 2)
     if len(above[-1][0]) != 1:
         raise ValueError(f"top: got a last layer of {len(above[-1][0])} outputs, expected one, the logit")
-    each = [modes] * len(weights) if isinstance(modes, str) else list(modes)
-    if len(each) != len(weights) or any(m not in ("sum", "mean") for m in each):
+    given = [modes] if isinstance(modes, str) else list(modes) if isinstance(modes, Sequence) else []
+    each = given * len(weights) if isinstance(modes, str) else given
+    if len(each) != len(weights) or any(m not in ("sum", "mean") for m in (given or each)):
         raise ValueError(f"modes: got {modes!r}, expected 'sum' or 'mean', one or one per table ({len(weights)})")
     return FloatDLRM(below, weights, above, each)

@@ -396,13 +396,29 @@ class QuantizedLinear:
         return self.input_qparams is not None
 
     def observe(self, x: ArrayLike) -> QuantizedLinear:
-        """Take note of sample inputs (..., K) float32 and of the outputs they give. Returns the layer."""
+        """Take note of sample inputs and of the outputs they give.
+
+        Parameters
+        ----------
+        x : array_like of float32, (..., K)
+            Inputs.
+
+        Returns
+        -------
+        QuantizedLinear
+            The layer itself.
+
+        Raises
+        ------
+        ValueError
+            For NaN or infinite values, outputs that overflow float32, or another shape or dtype.
+        """
         rows = _validation.float_rows(x, self.packed.shape[1])
         w = self.packed.unpack() - self.packed.zero_point[:, None]
         scale = np.broadcast_to(self.packed.scale, self.packed.shape[0])[:, None]
         with np.errstate(over="ignore", invalid="ignore"):
             y = rows @ (w * scale).T
-            y = y if self.packed.bias is None else y + self.packed.bias
+            y = np.asarray(y if self.packed.bias is None else y + self.packed.bias, np.float32)
         if not np.isfinite(y).all():
             raise ValueError("x: got samples whose outputs overflow float32, expected smaller ones")
         self._observers[0].observe(rows)

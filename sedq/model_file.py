@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq.embedding import layouts
+from sedq._files import replacing
 from sedq.embedding.bag import EmbeddingBag
 from sedq.exceptions import ModelFileError, SoftErrorDetected
 from sedq.linear import QuantizedLinear
@@ -69,7 +65,10 @@ def save(
         for i, layer in enumerate(layers):
             arrays |= _layer_arrays(f"{name}.{i}", layer)
     for t, bag in enumerate(bags):
-        arrays[f"table.{t}.rows"] = bag.to_fused()
+        try:
+            arrays[f"table.{t}.rows"] = bag.to_fused()
+        except SoftErrorDetected as error:
+            raise SoftErrorDetected(f"table.{t}: {error}, the model was not saved", error.events) from None
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -81,24 +80,8 @@ def save(
     text = json.dumps(header, sort_keys=True)
     arrays["header"] = np.frombuffer(text.encode(), np.uint8)
     arrays["header_sha256"] = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    _write(Path(path), arrays)
-
-
-def _write(path: Path, arrays: dict[str, Array]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes private files; a saved model has the permissions that any new file gets
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
 
 
 class _Reader:
@@ -106,38 +89,46 @@ class _Reader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        self._stream = open(self.path, "rb")  # noqa: SIM115 - closed by __exit__, and here if the file is not a model
         try:
-            self._file = np.load(self.path, allow_pickle=False)
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise ModelFileError(f"{self.path}: not a model file, or a truncated one ({error})") from None
-        if not isinstance(self._file, np.lib.npyio.NpzFile):
-            raise ModelFileError(f"{self.path}: not a model file (an .npy array)")
-        self.header = self._read_header()
+            self._file = self._open()
+            self.header = self._read_header()
+        except BaseException:
+            self._stream.close()
+            raise
 
     def __enter__(self) -> _Reader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        self._stream.close()
+
+    def _open(self) -> Any:
+        try:
+            opened = np.load(self._stream, allow_pickle=False)
+        except Exception as error:  # a damaged file makes zipfile raise nearly anything
+            raise ModelFileError(f"{self.path}: not a model file, or a truncated one ({error})") from None
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise ModelFileError(f"{self.path}: not a model file (an .npy array)")
+        return opened
 
     def _member(self, name: str) -> Array:
         try:
             return np.asarray(self._file[name])
-        except (KeyError, zipfile.BadZipFile, ValueError, EOFError, OSError, zlib.error) as error:
+        except Exception as error:
             raise ModelFileError(f"{self.path}: {name} is missing or damaged ({error})") from None
 
     def _read_header(self) -> dict[str, Any]:
+        text, digest = self._member("header").tobytes(), self._member("header_sha256").tobytes()
+        if hashlib.sha256(text).digest() != digest:
+            raise ModelFileError(f"{self.path}: the header does not fit its digest")
         try:
-            text = self._member("header").tobytes()
-            digest = self._member("header_sha256").tobytes()
-            if hashlib.sha256(text).digest() != digest:
-                raise ModelFileError(f"{self.path}: the header does not fit its digest")
-            header: dict[str, Any] = json.loads(text)
-        except ModelFileError:
-            self._file.close()
-            raise
+            header = json.loads(text)
+        except ValueError:
+            header = None
+        if not isinstance(header, dict) or not isinstance(header.get("arrays"), dict):
+            raise ModelFileError(f"{self.path}: the header is not that of a model")
         if header.get("format") != FORMAT or header.get("version") != VERSION:
-            self._file.close()
             raise ModelFileError(
                 f"{self.path}: got {header.get('format')!r} version {header.get('version')!r}, "
                 f"expected {FORMAT!r} version {VERSION}"
@@ -153,18 +144,20 @@ class _Reader:
         if not self.has(name):
             raise ModelFileError(f"{self.path}: the header names no array {name}")
         a = self._member(name)
-        if _digest(a) != self.header["arrays"][name]["sha256"]:
+        described = {"shape": list(a.shape), "dtype": a.dtype.str, "sha256": _digest(a)}
+        if described != self.header["arrays"][name]:
             raise ModelFileError(f"{self.path}: {name} does not fit its digest")
         return a
 
 
 class FileSource:
-    """Restores rows of a table from the file that it was loaded from, whose digest is compared."""
-
-    verified = True
+    """Restores rows of a table from the file that it was loaded from."""
 
     def __init__(self, path: str, table: int) -> None:
         self.path, self.table = path, table
+
+    def __repr__(self) -> str:
+        return self.path
 
     def __call__(self, rows: Array) -> Array:
         """Return the fused rows of the given numbers."""
@@ -185,6 +178,13 @@ def _load_layer(reader: _Reader, prefix: str, header: dict[str, Any]) -> Quantiz
     return QuantizedLinear(packed, *params, relu=header["relu"])
 
 
+def _load_bag(reader: _Reader, table: int, header: dict[str, Any]) -> EmbeddingBag:
+    rows = reader.array(f"table.{table}.rows")
+    made = EmbeddingBag.from_fused(rows, bits=header["bits"], layout=header["layout"], mode=header["mode"])
+    made._source = FileSource(os.path.abspath(reader.path), table)
+    return made
+
+
 def load(path: str | os.PathLike[str]) -> tuple[list[QuantizedLinear], list[EmbeddingBag], list[QuantizedLinear]]:
     """Read a model: its bottom layers, bags and top layers."""
     with _Reader(path) as reader:
@@ -193,16 +193,9 @@ def load(path: str | os.PathLike[str]) -> tuple[list[QuantizedLinear], list[Embe
                 [_load_layer(reader, f"{name}.{i}", h) for i, h in enumerate(reader.header[name])]
                 for name in ("bottom", "top")
             )
-            bags = []
-            for t, header in enumerate(reader.header["tables"]):
-                fused = reader.array(f"table.{t}.rows")
-                dim = layouts.fused_dim(fused, header["layout"], None)
-                source = FileSource(os.path.abspath(reader.path), t)
-                bags.append(EmbeddingBag(layouts.add_digests(fused, dim), dim, header["mode"], source))
-        except (KeyError, TypeError) as error:
-            raise ModelFileError(f"{reader.path}: the header lacks {error}") from None
+            bags = [_load_bag(reader, t, header) for t, header in enumerate(reader.header["tables"])]
         except ModelFileError:
             raise
-        except ValueError as error:
-            raise ModelFileError(f"{reader.path}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{reader.path}: what it holds makes no model ({error})") from None
     return bottom, bags, top

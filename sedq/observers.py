@@ -40,7 +40,23 @@ class MinMaxObserver:
         self.high = -np.inf
 
     def observe(self, x: ArrayLike) -> MinMaxObserver:
-        """Take note of data of any shape; NaN and infinities raise ValueError. Returns the observer."""
+        """Take note of data.
+
+        Parameters
+        ----------
+        x : array_like of float
+            Any shape; may be empty.
+
+        Returns
+        -------
+        MinMaxObserver
+            The observer itself.
+
+        Raises
+        ------
+        ValueError
+            For NaN, infinities, or what is not numbers.
+        """
         a = _validation.array("x", x, "real numbers")
         if a.dtype.kind not in "fiu" and a.size:
             raise ValueError(f"x: got {_validation.describe(a)}, expected real numbers")

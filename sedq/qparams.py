@@ -58,7 +58,9 @@ class QParams:
         name = dtype_name(self.dtype)
         low, high = LIMITS[name]
         scale = _validation.array("scale", self.scale, "positive numbers, one or one per channel")
-        scale = _validation.finite_array("scale", scale, (None,) * min(scale.ndim, 1) if scale.ndim < 2 else (None,))
+        if scale.ndim > 1:
+            raise ValueError(f"scale: got {self.scale!r}, expected positive numbers, one or one per channel")
+        scale = _validation.finite_array("scale", scale, (None,) * scale.ndim)
         expected = f"integers from {low} to {high}, one or one per channel"
         zero = _validation.array("zero_point", self.zero_point, expected)
         if not scale.size or (scale < _validation.FLOAT32_TINY).any():
@@ -151,11 +153,12 @@ def _limits(low: ArrayLike, high: ArrayLike) -> tuple[Any, Any]:
     expected = "finite numbers, one or one per channel, low at most high"
     arrays = [_validation.array("low, high", v, expected) for v in (low, high)]
     try:
+        if not all(a.dtype.kind in "fiu" for a in arrays):
+            raise TypeError
         lo, hi = (a.astype(np.float64) for a in np.broadcast_arrays(*arrays))
     except (ValueError, TypeError, OverflowError):
         raise ValueError(f"low, high: got {low!r} and {high!r}, expected {expected}") from None
-    real = all(a.dtype.kind in "fiu" for a in arrays) and lo.ndim < 2
-    if not real or not (np.isfinite(lo).all() and np.isfinite(hi).all()) or (lo > hi).any():
+    if lo.ndim > 1 or not (np.isfinite(lo).all() and np.isfinite(hi).all()) or (lo > hi).any():
         raise ValueError(f"low, high: got {low!r} and {high!r}, expected {expected}")
     return lo, hi
 

@@ -16,6 +16,7 @@ Operators hand in how to recompute and how to heal; nothing here knows them.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import warnings
@@ -24,7 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
+from sedq import _validation
 from sedq._core import _dispatch
 from sedq.exceptions import SoftErrorDetected, SoftErrorWarning
 
@@ -123,9 +126,14 @@ class Monitor:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        if self.max_events < 1:
-            raise ValueError(f"max_events: got {self.max_events}, expected a positive integer")
+        self.max_events = _validation.integer("max_events", self.max_events, 1, sys.maxsize)
         self.events = deque(self.events, maxlen=self.max_events)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     @property
     def total_checks(self) -> int:
@@ -214,6 +222,14 @@ def summary(events: Sequence[Event]) -> str:
     return f"soft error detected: {events[0]}{more}"
 
 
+def _caller() -> int:
+    """Stack level, as seen from the caller of this function, of the first frame outside sedq."""
+    level, frame = 0, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "sedq" and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def handle(
     operator: str,
     findings: Sequence[Finding],
@@ -249,7 +265,7 @@ def handle(
     cpu = _dispatch.current_cpu()
     if on_error == "warn":
         events = conclude(operator, findings, cpu, "none", "unresolved")
-        warnings.warn(summary(events), SoftErrorWarning, stacklevel=4)
+        warnings.warn(summary(events), SoftErrorWarning, stacklevel=_caller())
         return
     if on_error == "raise":
         events = conclude(operator, findings, cpu, "raise", "unresolved")
@@ -259,7 +275,7 @@ def handle(
     remaining = recompute()
     # operands are looked at even if the recomputation agreed: what it did not read may be bad all the same
     healed, corrupted = heal()
-    if remaining and healed:
+    if remaining:  # even if nothing was healed here: another thread may have done it
         remaining = recompute()
     left = f"still corrupted: {corrupted}" if corrupted else ""
     detail = "; ".join(part for part in (healed, left) if part)

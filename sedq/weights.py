@@ -247,7 +247,9 @@ class PackedWeights:
             finding = (-1, recovery.PARAMETERS, 0.0, 0.0)
             recovery.conclude("weights", [finding], _dispatch.current_cpu(), "heal", "memory", ", ".join(healed))
         if lost:
-            raise SoftErrorDetected(f"{', '.join(lost)} of {self!r}: corrupted beyond repair, pack the weights again")
+            raise SoftErrorDetected(
+                f"{', '.join(lost)} of {self!r} is corrupted, and so is its copy: pack the weights again"
+            )
         return healed
 
     # ---- weights at rest

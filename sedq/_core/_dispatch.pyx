@@ -25,6 +25,9 @@ cdef extern from "cpu.h" nogil:
 # Work is counted in nanoseconds of one thread, roughly: with less than this a second one costs more than it brings.
 cdef int64_t WORK_PER_THREAD = 20_000
 
+# No machine has more, and starting them would exhaust what there is.
+cdef int MOST_THREADS = 1024
+
 # A child forked after a parallel region hangs in libgomp, which has lost its threads: children run on one.
 cdef bint forked = False
 
@@ -106,7 +109,7 @@ cpdef int threads_for(int requested, int64_t work):
     cdef int most
     if forked or not SEDQ_OPENMP:
         return 1
-    most = requested if requested > 0 else sedq_max_threads()
+    most = min(requested, MOST_THREADS) if requested > 0 else sedq_max_threads()
     return <int>max(1, min(most, work // WORK_PER_THREAD))
 
 

@@ -7,7 +7,8 @@ or `recovery.handle` with how to recompute bags and reload rows.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,25 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from sedq import _config, _validation, recovery
 from sedq._core import _dispatch, _embedding
 from sedq.embedding import layouts
-from sedq.exceptions import SoftErrorDetected
+from sedq.exceptions import ModelFileError, SoftErrorDetected
 
 __all__ = ["EmbeddingBag"]
 
 Array = NDArray[Any]
-
-
-class Source(Protocol):
-    """Gives the original fused rows of the given numbers, to restore corrupted ones from."""
-
-    @property
-    def verified(self) -> bool:
-        """Whether what it gives has a digest of its own."""
-        ...
-
-    def __call__(self, rows: Array) -> Array:
-        """Return fused rows of layout ``torch``."""
-        ...
-
+# gives the original fused rows of the given numbers, to restore corrupted ones from
+Source = Callable[[Array], Array]
 
 LEVELS = {
     "off": 0,
@@ -183,7 +172,7 @@ class EmbeddingBag:
         """Return the row numbers given, or all, as int64."""
         if rows is None:
             return np.arange(self.shape[0])
-        numbers = _validation.integers("rows", rows, (0, 1)).reshape(-1).astype(np.int64)
+        numbers = _validation.integers("rows", rows, (0, 1, 2)).reshape(-1).astype(np.int64)
         for number in numbers[(numbers < 0) | (numbers >= self.shape[0])]:
             raise IndexError(f"rows: got {number}, expected 0 to {self.shape[0] - 1}")
         return numbers
@@ -204,11 +193,17 @@ class EmbeddingBag:
         numbers = self._row_numbers(rows)
         if self._source is None or not numbers.size:
             return []
+        try:
+            originals = self._source(numbers)
+        except (OSError, ModelFileError, IndexError):  # the source is gone, or not what it was
+            return []
         restored = []
-        for number, fused in zip(numbers.tolist(), self._source(numbers), strict=True):
+        for number, fused in zip(numbers.tolist(), originals, strict=True):
+            if fused.size != self.shape[1] + layouts.PARAMETERS:
+                return []
             row, stored = layouts.add_digests(fused[None], self.shape[1], number)[0], self._table.rows[number]
-            # a source may have been struck too: it must agree with the digest, or else with all but the digest
-            if self._source.verified or np.array_equal(row[-8:], stored[-8:]) or np.array_equal(row[:-8], stored[:-8]):
+            # a source may have changed, or been struck too: it must agree with the digest, or with all but the digest
+            if np.array_equal(row[-8:], stored[-8:]) or np.array_equal(row[:-8], stored[:-8]):
                 stored[...] = row
                 restored.append(number)
         return restored
@@ -218,7 +213,12 @@ class EmbeddingBag:
         bad = self.bad_rows()
         left = sorted(set(bad) - set(self.restore(bad)))
         if left:
-            raise SoftErrorDetected(f"{self!r}: rows {left[:10]} are corrupted and there is no source to reload them from")
+            raise SoftErrorDetected(f"{self!r}: rows {left[:10]} are corrupted and {self._no_source()}")
+
+    def _no_source(self) -> str:
+        if self._source is None:
+            return "there is no source to reload them from"
+        return f"could not be reloaded from {self._source!r}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.require_intact()
@@ -304,7 +304,6 @@ class EmbeddingBag:
         if level is None:
             raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, LEVELS))} here")
         limit, value = _limit(threshold)
-        mean = self.mode == "mean"
         found = _embedding.pool(
             settings.kernels,
             self._table,
@@ -315,14 +314,31 @@ class EmbeddingBag:
             level,
             limit,
             value,
-            mean,
+            self.mode == "mean",
             settings.num_threads or 0,
             y_sums,
         )
         if level:
             recovery.count_checks(operator, len(out))
-        if found is None:
-            return
+        if found is not None:
+            self._recover(found, indices, offsets, weights, out, y_sums, settings, operator, level, limit, value)
+
+    def _recover(
+        self,
+        found: list[recovery.Finding],
+        indices: Array,
+        offsets: Array,
+        weights: Array | None,
+        out: Array,
+        y_sums: Array | None,
+        settings: _config.Settings,
+        operator: str,
+        level: int,
+        limit: int,
+        value: float,
+    ) -> None:
+        """Deal with what `pool` found."""
+        mean = self.mode == "mean"
 
         def compute_again(numbers: Array) -> tuple[list[recovery.Finding] | None, Array, Array]:
             index, starts, factors = _select(numbers, indices, offsets, weights)
@@ -355,7 +371,7 @@ class EmbeddingBag:
             bad = self.bad_rows(np.unique(index))
             restored = self.restore(bad)
             left = sorted(set(bad) - set(restored))
-            return f"rows {restored}" if restored else "", f"rows {left}" if left else ""
+            return f"rows {restored}" if restored else "", f"rows {left}, {self._no_source()}" if left else ""
 
         recovery.handle(operator, found, settings.on_error, recompute, heal)
 
@@ -363,7 +379,8 @@ class EmbeddingBag:
 class _FloatSource:
     """Restores rows from the float table they were quantised from."""
 
-    verified = False
+    def __repr__(self) -> str:
+        return "the float table"
 
     def __init__(self, weight: Array) -> None:
         self.weight = weight
@@ -375,7 +392,8 @@ class _FloatSource:
 class _FusedSource:
     """Restores rows from the fused rows they were taken from."""
 
-    verified = False
+    def __repr__(self) -> str:
+        return "the fused rows"
 
     def __init__(self, rows: Array) -> None:
         self.rows = rows

@@ -1,0 +1,346 @@
+"""The monitor, the ladder of recovery, events, warnings and the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import sedq
+from sedq import demo, faults, recovery
+from sedq._core import _dispatch
+from sedq.datasets import load_msweb
+
+Array = NDArray[Any]
+X = np.ones((5, 4), np.uint8)
+PACKED = sedq.pack_weights(np.ones((3, 4), np.int8))
+
+
+def multiply(**settings: Any) -> Array:
+    return sedq.matmul_integer(X, PACKED, **settings)
+
+
+def struck(**settings: Any) -> Array:
+    """A product with one wrong accumulator."""
+    with faults.accumulator_fault(flip=1 << 20):
+        return multiply(**settings)
+
+
+# ---- the monitor
+
+
+def test_checks_are_counted_by_operator() -> None:
+    bag = sedq.EmbeddingBag.from_float(np.ones((3, 4)))
+    with sedq.monitor() as m:
+        assert (m.total_checks, m.detections) == (0, 0)
+        multiply()
+        multiply(check="full")
+        multiply(check="off")
+        sedq.qlinear(X[:2], PACKED, x_scale=1, x_zero_point=0)
+        sedq.qlinear_dynamic(np.ones((6, 4), np.float32), PACKED)
+        bag([0, 1, 2], [0, 2])
+        bag([0, 1, 2], [0, 2], check="off")
+    multiply()
+    assert m.checks == {"matmul_integer": 10, "qlinear": 2, "qlinear_dynamic": 6, "EmbeddingBag": 2}
+    assert m.total_checks == 20
+    assert (m.detections, list(m.events), m.verdicts) == (0, [], Counter())
+
+
+def test_an_outer_monitor_sees_what_an_inner_one_sees() -> None:
+    with sedq.monitor() as outer:
+        multiply()
+        with sedq.monitor() as inner:
+            struck()
+        multiply()
+    assert (inner.total_checks, outer.total_checks) == (5, 15)
+    assert inner.detections == outer.detections == 1
+    assert list(inner.events) == list(outer.events)
+
+
+@pytest.mark.parametrize("kept", [1, 3, np.int64(3), 1000])
+def test_events_are_bounded_and_counts_go_on(kept: int) -> None:
+    with sedq.monitor(max_events=kept) as m:
+        for _ in range(5):
+            struck()
+    assert (m.detections, m.verdicts) == (5, Counter(transient=5))
+    assert len(m.events) == min(5, kept)
+    times = [e.time for e in m.events]
+    assert times == sorted(times)  # the latest ones
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "3", None])
+def test_max_events_must_be_positive(value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="max_events"), sedq.monitor(value):
+        pass
+
+
+def test_a_monitor_belongs_to_its_thread() -> None:
+    barrier = threading.Barrier(3)
+
+    def work(calls: int) -> tuple[int, int]:
+        with sedq.monitor() as m:
+            barrier.wait(30)
+            for _ in range(calls):
+                multiply()
+            barrier.wait(30)
+        return m.total_checks, m.detections
+
+    with sedq.monitor() as mine, ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(work, (1, 2, 3))) == [(5, 0), (10, 0), (15, 0)]
+    assert mine.total_checks == 0
+
+
+def test_a_monitor_belongs_to_its_task() -> None:
+    async def work(calls: int) -> int:
+        with sedq.monitor() as m:
+            for _ in range(calls):
+                multiply()
+                await asyncio.sleep(0)
+        return m.total_checks
+
+    async def main() -> tuple[list[int], int]:
+        with sedq.monitor() as m:
+            counts = await asyncio.gather(*map(work, (1, 2, 3)))
+        return counts, m.total_checks
+
+    assert asyncio.run(main()) == ([5, 10, 15], 30)
+
+
+def test_a_monitor_ends_with_an_exception() -> None:
+    with pytest.raises(ValueError, match="check"), sedq.monitor() as m:
+        multiply(check=multiply() is None)
+    multiply()
+    assert m.total_checks == 5
+
+
+def test_threads_of_a_call_report_to_its_monitor() -> None:
+    x = np.random.default_rng(0).integers(256, size=(400, 64)).astype(np.uint8)
+    packed = sedq.pack_weights(np.ones((300, 64), np.int8))
+    packed._core.panels[7] ^= 64
+    with sedq.monitor() as m:
+        y = sedq.matmul_integer(x, packed, num_threads=2)
+    np.testing.assert_array_equal(y, np.repeat(x.sum(axis=1, dtype=np.int32)[:, None], 300, axis=1))
+    assert m.checks == {"matmul_integer": 400}
+    assert {(e.rung, e.verdict, e.thread) for e in m.events} == {("heal", "memory", threading.get_ident())}
+
+
+# ---- events
+
+
+def test_an_event_says_what_where_and_when() -> None:
+    before = time.time()
+    with sedq.monitor() as m:
+        struck()
+    (e,) = m.events
+    assert (e.operator, e.kind, e.row, e.residual, e.limit) == ("matmul_integer", "accumulator", 0, 2.0**20, 0)
+    assert (e.rung, e.verdict, e.detail, e.thread) == ("recompute", "transient", "", threading.get_ident())
+    assert before <= e.time <= time.time()
+    assert min(e.cpu, e.cpu_after) >= (-1 if _dispatch.current_cpu() < 0 else 0)
+    assert str(e) == "matmul_integer: accumulator check, row 0, residual 1.04858e+06; recompute: transient"
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (
+            sedq.Event("table.1", "sum", 7, 0.5, 0.25, "heal", "memory", "rows [3]"),
+            "table.1: sum check, row 7, residual 0.5 (limit 0.25); heal: memory, rows [3]",
+        ),
+        (
+            sedq.Event("qlinear", "count", -1, -4.0, 0.0, "raise", "persistent"),
+            "qlinear: count check, whole call, residual -4; raise: persistent",
+        ),
+    ],
+)
+def test_events_read_well(event: sedq.Event, text: str) -> None:
+    assert str(event) == text
+
+
+def test_an_error_keeps_its_events_through_pickle() -> None:
+    with pytest.raises(sedq.SoftErrorDetected) as raised:
+        struck(on_error="raise")
+    error = raised.value
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is sedq.SoftErrorDetected
+    assert (str(twin), twin.events) == (str(error), error.events)
+    assert len(error.events) == 1
+    assert isinstance(error, RuntimeError)
+    assert sedq.SoftErrorDetected("alone").events == ()
+
+
+# ---- the ladder
+
+FINDINGS = [(4, recovery.ACCUMULATOR, 8.0, 0.0), (-1, recovery.COUNT, 1.0, 0.0)]
+INPUT = [(4, recovery.INPUT, 8.0, 0.0)]
+
+
+class Steps:
+    """Fake recomputation and healing that note when they are asked for."""
+
+    def __init__(self, agrees: str, healed: str = "", corrupted: str = "") -> None:
+        self.agrees, self.report, self.log = list(agrees), (healed, corrupted), ""
+
+    def recompute(self) -> list[recovery.Finding] | None:
+        self.log += "r"
+        return None if self.agrees.pop(0) == "y" else FINDINGS
+
+    def heal(self) -> tuple[str, str]:
+        self.log += "h"
+        return self.report
+
+
+def climb(steps: Steps, on_error: str, findings: list[recovery.Finding] = FINDINGS, **how: Any) -> sedq.Monitor:
+    with sedq.monitor() as m:
+        recovery.handle("op", findings, on_error, steps.recompute, steps.heal, **how)
+    return m
+
+
+@pytest.mark.parametrize(
+    ("steps", "log", "rung", "verdict", "detail"),
+    [
+        (Steps("y"), "rh", "recompute", "transient", ""),
+        (Steps("y", "a row"), "rh", "heal", "memory", "a row"),
+        (Steps("y", "", "panels"), "rh", "recompute", "memory", "still corrupted: panels"),
+        (Steps("ny", "a row"), "rhr", "heal", "memory", "a row"),
+        (Steps("ny", "a row", "panels"), "rhr", "heal", "memory", "a row; still corrupted: panels"),
+        (Steps("ny"), "rhr", "recompute", "transient", ""),  # another thread may have healed it
+        (Steps("nn"), "rhr", "raise", "persistent", ""),
+        (Steps("nn", "a row"), "rhr", "raise", "persistent", "a row"),
+        (Steps("nn", "", "panels"), "rhr?", "raise", "memory", "still corrupted: panels"),
+        (Steps("nn", "a row", "panels"), "rhr", "raise", "memory", "a row; still corrupted: panels"),
+    ],
+)
+def test_recovery_heals_and_climbs_until_a_computation_agrees(
+    steps: Steps, log: str, rung: str, verdict: str, detail: str
+) -> None:
+    with sedq.monitor() as m:
+        if rung == "raise":
+            with pytest.raises(sedq.SoftErrorDetected, match=f"op: accumulator .*{verdict}.*and 1 more") as raised:
+                climb(steps, "recover")
+            assert raised.value.events == tuple(m.events)
+        else:
+            climb(steps, "recover")
+    assert re.fullmatch(log, steps.log)
+    assert [(e.rung, e.verdict, e.detail) for e in m.events] == [(rung, verdict, detail)] * 2
+    assert [(e.operator, e.kind, e.row) for e in m.events] == [("op", "accumulator", 4), ("op", "count", -1)]
+    assert m.verdicts == {verdict: 2}
+
+
+def test_raise_tries_nothing() -> None:
+    steps = Steps("y", "a row")
+    with sedq.monitor() as m, pytest.raises(sedq.SoftErrorDetected, match="unresolved"):
+        climb(steps, "raise")
+    assert (steps.log, m.detections, m.verdicts) == ("", 2, {"unresolved": 2})
+
+
+def test_warn_tries_nothing() -> None:
+    steps = Steps("y", "a row")
+    with pytest.warns(sedq.SoftErrorWarning, match="op: accumulator check, row 4") as warned:
+        m = climb(steps, "warn")
+    assert len(warned) == 1
+    assert issubclass(sedq.SoftErrorWarning, RuntimeWarning)
+    assert (steps.log, m.detections, m.verdicts) == ("", 2, {"unresolved": 2})
+
+
+def test_a_bad_input_goes_to_its_writer_unrecorded() -> None:
+    steps = Steps("y")
+    with sedq.monitor() as m, pytest.raises(recovery.UpstreamCorrupted) as raised:
+        climb(steps, "recover", INPUT, has_writer=True)
+    assert (steps.log, m.detections) == ("", 0)
+    assert (raised.value.operator, raised.value.findings) == ("op", INPUT)
+
+
+@pytest.mark.parametrize("has_writer", [True, False])
+def test_only_recovery_sends_an_input_back(has_writer: bool) -> None:
+    with pytest.raises(sedq.SoftErrorDetected):
+        climb(Steps("y"), "raise", INPUT, has_writer=has_writer)
+    with pytest.warns(sedq.SoftErrorWarning):
+        climb(Steps("y"), "warn", INPUT, has_writer=has_writer)
+    assert climb(Steps("y"), "recover", INPUT if not has_writer else FINDINGS, has_writer=has_writer).detections
+
+
+@pytest.mark.parametrize("kind", recovery.KINDS)
+def test_every_kind_has_a_name(kind: int) -> None:
+    m = climb(Steps("y"), "recover", [(0, kind, 1.0, 0.0)])
+    assert m.events[0].kind == recovery.KINDS[kind]
+    assert recovery.KINDS[kind] in (sedq.Event.__doc__ or "")
+
+
+# ---- warnings and the log
+
+
+def warn_qlinear() -> int:
+    with faults.accumulator_fault(flip=1 << 20):
+        sedq.qlinear(X, PACKED, x_scale=1, x_zero_point=0, on_error="warn"); return line()  # fmt: skip # noqa: E702
+
+
+def warn_matmul() -> int:
+    with faults.accumulator_fault(flip=1 << 20):
+        multiply_here = sedq.matmul_integer; multiply_here(X, PACKED, on_error="warn"); return line()  # fmt: skip # noqa: E702
+
+
+def warn_layer() -> int:
+    layer = sedq.QuantizedLinear(PACKED, sedq.QParams(1.0))
+    with faults.accumulator_fault(flip=1 << 20):
+        layer(X.astype(np.float32), on_error="warn"); return line()  # fmt: skip # noqa: E702
+
+
+def warn_bag() -> int:
+    bag = sedq.EmbeddingBag.from_float(np.ones((3, 4)))
+    faults.flip_row_bit(bag, 0, 7)
+    bag([0], [0], on_error="warn"); return line()  # fmt: skip # noqa: E702
+
+
+def warn_model() -> int:
+    model, r = demo.build(load_msweb()), load_msweb().heldout.batch(0, 2)
+    with faults.accumulator_fault(flip=1 << 20):
+        model(r.dense, r.indices, r.offsets, True, on_error="warn"); return line()  # fmt: skip # noqa: E702
+
+
+def line() -> int:
+    return sys._getframe(1).f_lineno
+
+
+@pytest.mark.parametrize("call", [warn_qlinear, warn_matmul, warn_layer, warn_bag, warn_model])
+def test_a_warning_points_at_the_call(call: Callable[[], int]) -> None:
+    with pytest.warns(sedq.SoftErrorWarning) as warned:
+        where = call()
+    assert (warned[0].filename, warned[0].lineno) == (__file__, where)
+
+
+def test_a_detection_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "sedq"):
+        multiply()
+        assert caplog.records == []
+        struck()
+        climb(Steps("ny", "a row"), "recover")
+    assert [(r.name, r.levelname) for r in caplog.records] == [("sedq", "WARNING")] * 2
+    assert caplog.messages[0] == "soft error detected: " + (
+        "matmul_integer: accumulator check, row 0, residual 1.04858e+06; recompute: transient"
+    )
+    assert caplog.messages[1].endswith("heal: memory, a row (and 1 more)")
+
+
+def test_nothing_is_printed() -> None:
+    script = """
+import numpy as np, sedq
+packed = sedq.pack_weights(np.ones((3, 4), np.int8))
+with sedq.monitor() as m, sedq.faults.accumulator_fault(flip=1 << 20):
+    sedq.matmul_integer(np.ones((5, 4), np.uint8), packed)
+assert m.detections == 1
+"""
+    ran = subprocess.run([sys.executable, "-P", "-W", "error", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
