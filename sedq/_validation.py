@@ -71,7 +71,7 @@ def float_rows(x: ArrayLike, k: int, name: str = "x") -> Array:
 def _finite(name: str, a: Array) -> Array:
     """Return a C-contiguous float32 array, of finite numbers."""
     with np.errstate(over="ignore"):
-        a = np.asarray(a, dtype=np.float32, order="C")
+        a = np.require(a, np.float32, ["C", "A"])
     if not np.isfinite(a).all():
         raise ValueError(f"{name}: got NaN or infinite values, expected finite ones in the range of float32")
     return a
@@ -96,6 +96,8 @@ def output(out: Array | None, shape: Sequence[int], dtype: DTypeLike, inputs: Se
         raise ValueError(f"out: got {describe(out)}, expected {np.dtype(dtype)} array of shape {tuple(shape)}")
     if not out.flags.writeable or not out.flags.c_contiguous:
         raise ValueError("out: got a read-only or non-contiguous array, expected a writeable C-contiguous one")
+    if not out.flags.aligned:
+        raise ValueError(f"out: got a misaligned array, expected one aligned for {out.dtype}")
     if any(a is not None and np.may_share_memory(out, a) for a in inputs):
         raise ValueError("out: got an array that overlaps an input, expected memory of its own")
     return out
@@ -135,7 +137,7 @@ def integers(name: str, value: ArrayLike, ndims: Sequence[int]) -> Array:
         a = a.astype(np.int64)  # an empty list has no dtype of its own
     if a.dtype not in (np.int32, np.int64) or a.ndim not in ndims:
         raise ValueError(f"{name}: got {describe(a)}, expected {expected}")
-    return np.ascontiguousarray(a)
+    return a if a.flags.c_contiguous and a.flags.aligned else a.copy()
 
 
 def boolean(name: str, value: bool) -> bool:

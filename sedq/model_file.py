@@ -60,7 +60,7 @@ def save(
     top: Sequence[QuantizedLinear],
 ) -> None:
     """Write a model through a temporary file beside `path`."""
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Any] = {}
     for name, layers in (("bottom", bottom), ("top", top)):
         for i, layer in enumerate(layers):
             arrays |= _layer_arrays(f"{name}.{i}", layer)
@@ -81,7 +81,7 @@ def save(
     arrays["header"] = np.frombuffer(text.encode(), np.uint8)
     arrays["header_sha256"] = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     with replacing(path) as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+        np.savez(stream, **arrays)
 
 
 class _Reader:
@@ -136,8 +136,8 @@ class _Reader:
         return header
 
     def has(self, name: str) -> bool:
-        """Whether the header names an array."""
-        return name in self.header["arrays"]
+        """Whether the header describes an array."""
+        return isinstance(self.header["arrays"].get(name), dict)
 
     def array(self, name: str) -> Array:
         """Read an array; ModelFileError unless it is as it was saved."""
@@ -153,8 +153,8 @@ class _Reader:
 class FileSource:
     """Restores rows of a table from the file that it was loaded from."""
 
-    def __init__(self, path: str, table: int) -> None:
-        self.path, self.table = path, table
+    def __init__(self, path: str, table: int, sha256: str) -> None:
+        self.path, self.table, self.sha256 = path, table, sha256
 
     def __repr__(self) -> str:
         return self.path
@@ -162,7 +162,10 @@ class FileSource:
     def __call__(self, rows: Array) -> Array:
         """Return the fused rows of the given numbers."""
         with _Reader(self.path) as reader:
-            return reader.array(f"table.{self.table}.rows")[rows]
+            name = f"table.{self.table}.rows"
+            if not reader.has(name) or reader.header["arrays"][name]["sha256"] != self.sha256:
+                raise ModelFileError(f"{self.path}: holds another model than the one that was loaded")
+            return reader.array(name)[rows]
 
 
 def _load_layer(reader: _Reader, prefix: str, header: dict[str, Any]) -> QuantizedLinear:
@@ -179,9 +182,10 @@ def _load_layer(reader: _Reader, prefix: str, header: dict[str, Any]) -> Quantiz
 
 
 def _load_bag(reader: _Reader, table: int, header: dict[str, Any]) -> EmbeddingBag:
-    rows = reader.array(f"table.{table}.rows")
+    name = f"table.{table}.rows"
+    rows = reader.array(name)
     made = EmbeddingBag.from_fused(rows, bits=header["bits"], layout=header["layout"], mode=header["mode"])
-    made._source = FileSource(os.path.abspath(reader.path), table)
+    made._source = FileSource(os.path.abspath(reader.path), table, reader.header["arrays"][name]["sha256"])
     return made
 
 

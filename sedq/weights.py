@@ -228,7 +228,7 @@ class PackedWeights:
 
     def _remember(self, key: Key, made: _gemm.Epilogue) -> None:
         if len(self._epilogues) >= CACHED_EPILOGUES:
-            self._epilogues.pop(next(iter(list(self._epilogues))), None)  # other threads may do the same
+            self._epilogues.pop(next(iter(list(self._epilogues)), 0), None)  # other threads may do the same
         self._epilogues[key] = made
 
     def _restore_parameters(self) -> list[str]:

@@ -160,7 +160,8 @@ def test_out_that_overlaps_x(first: int, fits: bool) -> None:
         ("check", "exakt", "'exakt'"), ("check", 1, "1"), ("check", True, "True"), ("check", ["exact"], "['exact']"),
         ("check", "mod127", "'mod127'"), ("check", "digest", "'digest'"), ("check", "threshold", "'threshold'"),
         ("on_error", "ignore", "'ignore'"), ("on_error", 0, "0"), ("on_error", ("raise",), "('raise',)"),
-        ("num_threads", 0, "0"), ("num_threads", -1, "-1"), ("num_threads", 1.0, "float 1.0"), ("num_threads", True, "bool True"),
+        ("num_threads", 0, "0"), ("num_threads", -1, "-1"), ("num_threads", 1.0, "float 1.0"),
+        ("num_threads", True, "bool True"),
         ("num_threads", "2", "str '2'"), ("num_threads", 2**31, "2147483648"), ("num_threads", 10**30, "10000"),
     ],
 )  # fmt: skip

@@ -42,7 +42,9 @@ cdef extern from "kernels/context.h" nogil:
         int mr
         int64_t mc, nc_bytes
         void (*tile)(int, int, const uint8_t *, int64_t, const int8_t *, int64_t, int32_t *) noexcept nogil
-        void (*row)(const uint8_t *, int64_t, const int8_t *, int, int64_t, uint32_t *, uint32_t *) noexcept nogil
+        void (*rows)(int64_t, const uint8_t *, int64_t, int64_t, const int8_t *, int, int64_t, uint32_t *,
+                     uint32_t *) noexcept nogil
+        void (*reduce)(int64_t, const uint32_t (*)[16], uint32_t *) noexcept nogil
         sedq_store_fn store_i32, store_u8, store_f32
         sedq_sum_fn sum_u8, sum_words
         void (*bag)(const sedq_table *, const void *, int, const float *, int64_t, int64_t, int64_t, float, float *, int,

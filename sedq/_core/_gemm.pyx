@@ -179,23 +179,13 @@ cdef struct Rows:
     uint32_t check[MAX_MC]    # sum_k x_ik s_k
 
 
-cdef uint32_t reduce(const uint32_t *lanes) noexcept nogil:
-    cdef uint32_t total = 0
-    cdef int i
-    for i in range(16):
-        total += lanes[i]
-    return total
-
-
 cdef void sum_rows(const Job *job, int64_t i0, int64_t i1, Rows *rows) noexcept nogil:
     """Row sums and checksums of x, in a pass of its own: it reads x independently of the micro-kernel."""
-    cdef int64_t i
     cdef int digits = job.ndigits if job.check else 0
     if not job.check and job.e.w_zp == NULL:
         memset(rows.sum, 0, sizeof(rows.sum))
         return
-    for i in range(i0, i1):
-        job.c.row(job.a + i * job.k, job.k, job.digit, digits, job.kpad, &rows.sum[i - i0], &rows.check[i - i0])
+    job.c.rows(i1 - i0, job.a + i0 * job.k, job.k, job.k, job.digit, digits, job.kpad, rows.sum, rows.check)
 
 
 cdef void multiply_tile(const Job *job, int64_t i, int nrows, int64_t p0, int64_t p1, const uint32_t *row_sums,
@@ -206,7 +196,7 @@ cdef void multiply_tile(const Job *job, int64_t i, int nrows, int64_t p0, int64_
     cdef int32_t *scratch = <int32_t *>((<size_t>tile + 63) & ~<size_t>63)
     cdef sedq_epilogue e = job.e[0]
     cdef int64_t p, column
-    cdef uint32_t expected = 0
+    cdef uint32_t expected = 0, params
     for p in range(p0, p1):
         column = p * SEDQ_NR
         job.c.tile(nrows, <int>panel_width(job.n, p), job.a + i * job.k, job.k, job.b + p * job.panel_bytes, job.k,
@@ -222,8 +212,9 @@ cdef void multiply_tile(const Job *job, int64_t i, int nrows, int64_t p0, int64_
         expected += job.panel_digest[p]
     if job.check:
         # compared for each tile of rows: sums over tiles could wrap and hide a fault
-        if reduce(sums.params) != expected:
-            sedq_report(job.found, i, SEDQ_BAD_PARAMETERS, <int32_t>(reduce(sums.params) - expected), 0)
+        job.c.reduce(1, &sums.params, &params)
+        if params != expected:
+            sedq_report(job.found, i, SEDQ_BAD_PARAMETERS, <int32_t>(params - expected), 0)
         if sums.twice:
             sedq_report(job.found, i, SEDQ_BAD_EPILOGUE, sums.twice, 0)
 
@@ -266,13 +257,17 @@ cdef void verify_row(const Job *job, int64_t i, uint32_t acc, uint32_t out, uint
 cdef int64_t run_rows(const Job *job, int64_t i0, int64_t i1) noexcept nogil:
     """All columns of rows i0 .. i1 (at most MAX_MC); the number of rows verified."""
     cdef Rows rows
+    cdef uint32_t acc[MAX_MC]
+    cdef uint32_t out[MAX_MC]
     cdef int64_t i, verified = 0
     sum_rows(job, i0, i1, &rows)
     multiply(job, i0, i1, 0, job.panels, &rows)
     if not job.check:
         return i1 - i0
+    job.c.reduce(i1 - i0, rows.acc, acc)
+    job.c.reduce(i1 - i0, rows.out, out)
     for i in range(i0, i1):
-        verify_row(job, i, reduce(rows.acc[i - i0]), reduce(rows.out[i - i0]), rows.sum[i - i0], rows.check[i - i0])
+        verify_row(job, i, acc[i - i0], out[i - i0], rows.sum[i - i0], rows.check[i - i0])
         verified += 1
     return verified
 
@@ -286,9 +281,8 @@ cdef void run_panels(const Job *job, int64_t p0, int64_t p1, const Rows *all_row
         rows.sum[i] = all_rows.sum[i]
     multiply(job, 0, job.m, p0, p1, &rows)
     if job.check:
-        for i in range(job.m):
-            acc[i] = reduce(rows.acc[i])
-            out[i] = reduce(rows.out[i])
+        job.c.reduce(job.m, rows.acc, acc)
+        job.c.reduce(job.m, rows.out, out)
 
 
 cdef int64_t split_rows(const Job *job, int threads) noexcept nogil:

@@ -56,10 +56,13 @@ typedef struct {
 typedef void (*sedq_tile_fn)(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k,
                              int32_t *tile);
 
-/* For one row of A: *sum = sum_k a[k]; *check = sum_p 256^p (a . digit_p) modulo 2^32, the digits being
- * `digits` vectors of kpad int8. */
-typedef void (*sedq_row_fn)(const uint8_t *a, int64_t k, const int8_t *digit, int digits, int64_t kpad, uint32_t *sum,
-                            uint32_t *check);
+/* For each of `rows` rows of A: sum[r] = sum_k a[r][k]; check[r] = sum_p 256^p (a[r] . digit_p) modulo 2^32, the digits
+ * being `digits` vectors of kpad int8. */
+typedef void (*sedq_rows_fn)(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int digits,
+                             int64_t kpad, uint32_t *sum, uint32_t *check);
+
+/* out[r] = sum of lanes[r][0 .. 16), modulo 2^32. */
+typedef void (*sedq_reduce_fn)(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out);
 
 /* Turn a tile of accumulators into output: rows x cols at out, ldo elements from row to row. e points at
  * the first of these columns. */
@@ -112,7 +115,8 @@ typedef struct sedq_context {
     int64_t mc;       /* rows of A per block: whole tiles */
     int64_t nc_bytes; /* bytes of packed B per block: what stays in L2 */
     sedq_tile_fn tile;
-    sedq_row_fn row;
+    sedq_rows_fn rows;
+    sedq_reduce_fn reduce;
     sedq_store_fn store_i32, store_u8, store_f32;
     sedq_sum_fn sum_u8, sum_words;
     sedq_bag_fn bag;

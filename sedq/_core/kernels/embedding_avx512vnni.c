@@ -190,6 +190,16 @@ INLINE void finish(const float *acc, int64_t n, float bias, float divisor, float
     }
 }
 
+/* Sum of 32-bit lanes modulo 2^32. (The compiler's own reduction adds the last lanes as signed numbers.) */
+INLINE uint32_t sum_words32(__m512i x)
+{
+    const __m256i a = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(b);
+}
+
 /* Sums of the lanes of two vectors at once: a short bag is little more than its sums. */
 INLINE void reduce_integers(__m512i a, __m512i b, uint64_t *sum_a, uint64_t *sum_b)
 {
@@ -236,7 +246,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
         sums->magnitude /= divisor;
     }
     sums->residual = pooled_sum - sums->reference;
-    sums->out_bits = (uint32_t)_mm512_reduce_add_epi32(bits);
+    sums->out_bits = sum_words32(bits);
 }
 
 static int64_t range(const void *indices, int index_bytes, int64_t n, int64_t rows)

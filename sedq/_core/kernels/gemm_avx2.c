@@ -104,8 +104,8 @@ INLINE __m128i load_bytes(const void *p, int64_t left)
     return _mm_loadu_si128((const __m128i *)whole);
 }
 
-static void row(const uint8_t *a, int64_t k, const int8_t *digit, int digits, int64_t kpad, uint32_t *sum,
-                uint32_t *check)
+static void sum_row(const uint8_t *a, int64_t k, const int8_t *digit, int digits, int64_t kpad, uint32_t *sum,
+                    uint32_t *check)
 {
     __m256i dot[SEDQ_MAX_DIGITS], s = _mm256_setzero_si256();
     uint32_t total = 0;
@@ -124,6 +124,20 @@ static void row(const uint8_t *a, int64_t k, const int8_t *digit, int digits, in
         total = total * 256u + reduce(dot[p]);
     *sum = (uint32_t)_mm_cvtsi128_si32(_mm256_castsi256_si128(s)) + (uint32_t)_mm256_extract_epi32(s, 2);
     *check = total;
+}
+
+static void sum_rows(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int digits,
+                     int64_t kpad, uint32_t *sum, uint32_t *check)
+{
+    for (int64_t r = 0; r < rows; r++)
+        sum_row(a + r * lda, k, digit, digits, kpad, sum + r, check + r);
+}
+
+static void reduce_lanes(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out)
+{
+    for (int64_t r = 0; r < rows; r++)
+        out[r] = reduce(_mm256_add_epi32(_mm256_loadu_si256((const __m256i *)lanes[r]),
+                                         _mm256_loadu_si256((const __m256i *)(lanes[r] + 8))));
 }
 
 enum { OUT_I32, OUT_U8, OUT_F32 };
@@ -278,7 +292,8 @@ void SEDQ_INIT(gemm_avx2)(sedq_context *c)
     c->mc = 96;
     c->nc_bytes = 256 * 1024;
     c->tile = tile;
-    c->row = row;
+    c->rows = sum_rows;
+    c->reduce = reduce_lanes;
     c->store_i32 = store_i32;
     c->store_u8 = store_u8;
     c->store_f32 = store_f32;

@@ -122,9 +122,45 @@ static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_
     SEDQ_FAULT_TILE(out, rows, width);
 }
 
-/* D digits; two sets of accumulators, because a single row leaves nothing else to hide latency behind. */
-INLINE void row_body(const int D, const uint8_t *a, int64_t k, const int8_t *digit, int64_t kpad, uint32_t *sum,
-                     uint32_t *check)
+/* Sum of 32-bit lanes modulo 2^32. (The compiler's own reduction adds the last lanes as signed numbers.) */
+INLINE uint32_t sum_words32(__m512i x)
+{
+    const __m256i a = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(b);
+}
+
+/* Lane i of the result is the sum of the lanes of x[i]: 16 vectors at once cost as much as three one by one. */
+INLINE __m512i reduce16(__m512i *x)
+{
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        x[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]),
+                                _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        x[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(x[2 * i], x[2 * i + 1]),
+                                _mm512_unpackhi_epi64(x[2 * i], x[2 * i + 1]));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++)
+        x[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(x[2 * i], x[2 * i + 1], 0x88),
+                                _mm512_shuffle_i32x4(x[2 * i], x[2 * i + 1], 0xdd));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(x[0], x[1], 0x88), _mm512_shuffle_i32x4(x[0], x[1], 0xdd));
+}
+
+/* Store the sums of n <= 16 vectors. */
+INLINE void store_sums(__m512i *x, int64_t n, uint32_t *out)
+{
+    for (int64_t i = n; i < 16; i++)
+        x[i] = _mm512_setzero_si512();
+    _mm512_mask_storeu_epi32(out, n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1), reduce16(x));
+}
+
+/* One row's sum and checksum of D digits, in lanes. Two sets of accumulators, because a single row leaves nothing else
+ * to hide latency behind. */
+INLINE __m512i row_lanes(const int D, const uint8_t *a, int64_t k, const int8_t *digit, int64_t kpad, __m512i *sum)
 {
     const __m512i ones = _mm512_set1_epi8(1);
     __m512i s[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, d[SEDQ_MAX_DIGITS][2];
@@ -145,23 +181,51 @@ INLINE void row_body(const int D, const uint8_t *a, int64_t k, const int8_t *dig
                 d[p][h] = _mm512_dpbusd_epi32(d[p][h], av, _mm512_loadu_si512(digit + p * kpad + at));
         }
     }
-    *sum = (uint32_t)_mm512_reduce_add_epi32(_mm512_add_epi32(s[0], s[1]));
+    *sum = _mm512_add_epi32(s[0], s[1]);
     __m512i total = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int p = D - 1; p >= 0; p--)
         total = _mm512_add_epi32(_mm512_slli_epi32(total, 8), _mm512_add_epi32(d[p][0], d[p][1]));
-    *check = (uint32_t)_mm512_reduce_add_epi32(total);
+    return total;
 }
 
-static void row(const uint8_t *a, int64_t k, const int8_t *digit, int digits, int64_t kpad, uint32_t *sum,
-                uint32_t *check)
+INLINE void rows_body(const int D, int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit,
+                      int64_t kpad, uint32_t *sum, uint32_t *check)
+{
+    __m512i s[16], c[16];
+    for (int64_t r = 0; r < rows; r += 16) {
+        const int64_t n = rows - r < 16 ? rows - r : 16;
+        for (int64_t i = 0; i < n; i++)
+            c[i] = row_lanes(D, a + (r + i) * lda, k, digit, kpad, &s[i]);
+        store_sums(s, n, sum + r);
+        store_sums(c, n, check + r);
+    }
+}
+
+static void sum_rows(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int digits,
+                     int64_t kpad, uint32_t *sum, uint32_t *check)
 {
     switch (digits) {
-    case 0: row_body(0, a, k, digit, kpad, sum, check); break;
-    case 1: row_body(1, a, k, digit, kpad, sum, check); break;
-    case 2: row_body(2, a, k, digit, kpad, sum, check); break;
-    case 3: row_body(3, a, k, digit, kpad, sum, check); break;
-    default: row_body(4, a, k, digit, kpad, sum, check);
+    case 0: rows_body(0, rows, a, lda, k, digit, kpad, sum, check); break;
+    case 1: rows_body(1, rows, a, lda, k, digit, kpad, sum, check); break;
+    case 2: rows_body(2, rows, a, lda, k, digit, kpad, sum, check); break;
+    case 3: rows_body(3, rows, a, lda, k, digit, kpad, sum, check); break;
+    default: rows_body(4, rows, a, lda, k, digit, kpad, sum, check);
+    }
+}
+
+static void reduce(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out)
+{
+    __m512i x[16];
+    if (rows == 1) {
+        *out = sum_words32(_mm512_loadu_si512(lanes));
+        return;
+    }
+    for (int64_t r = 0; r < rows; r += 16) {
+        const int64_t n = rows - r < 16 ? rows - r : 16;
+        for (int64_t i = 0; i < n; i++)
+            x[i] = _mm512_loadu_si512(lanes[r + i]);
+        store_sums(x, n, out + r);
     }
 }
 
@@ -223,42 +287,57 @@ INLINE void add_to(uint32_t *lanes, __m512i x)
     _mm512_storeu_si512(lanes, _mm512_add_epi32(_mm512_loadu_si512(lanes), x));
 }
 
-/* One strip of 16 columns down the rows of the tile: parameters are loaded once. */
-INLINE void store_strip(const int kind, const int check, int rows, int j, __mmask16 m, const int32_t *tile,
-                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums,
-                        __m512i *digest)
+/* V strips of 16 columns, the last masked: parameters are loaded once for all rows, and a row's sums stay in registers. */
+INLINE void store_rows(const int kind, const int check, const int V, int rows, int cols, const int32_t *tile,
+                       const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
 {
-    const columns p = load_columns(kind, e, j, digest);
+    const int left = cols - (V - 1) * 16;
+    const __mmask16 last = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+    __m512i digest = _mm512_setzero_si512();
+    columns p[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++)
+        p[v] = load_columns(kind, e, v * 16, &digest);
     for (int r = 0; r < rows; r++) {
-        const __m512i acc = _mm512_load_si512(tile + r * SEDQ_NR + j);
-        const __m512i y = _mm512_maskz_mov_epi32(m, finish(kind, e, &p, acc, row_sums[r]));
-        const int64_t at = r * ldo + j;
+        __m512i acc_sum = _mm512_setzero_si512(), out_sum = _mm512_setzero_si512();
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            const __mmask16 m = v + 1 < V ? 0xffff : last;
+            const __m512i acc = _mm512_load_si512(tile + r * SEDQ_NR + v * 16);
+            const __m512i y = _mm512_maskz_mov_epi32(m, finish(kind, e, &p[v], acc, row_sums[r]));
+            const int64_t at = r * ldo + v * 16;
+            if (check) {
+                acc_sum = _mm512_add_epi32(acc_sum, acc);
+                out_sum = _mm512_add_epi32(out_sum, y);
+            }
+            if (check == SEDQ_CHECK_FULL) {
+                const __m512i again = opaque(finish(kind, e, &p[v], opaque(acc), row_sums[r]));
+                sums->twice |= _mm512_mask_cmpneq_epi32_mask(m, again, y);
+            }
+            if (kind == OUT_U8)
+                _mm_mask_storeu_epi8((uint8_t *)out + at, m, _mm512_cvtepi32_epi8(y));
+            else
+                _mm512_mask_storeu_epi32((int32_t *)out + at, m, y);
+        }
         if (check) {
-            add_to(sums->acc[r], acc);
-            add_to(sums->out[r], y);
+            add_to(sums->acc[r], acc_sum);
+            add_to(sums->out[r], out_sum);
         }
-        if (check == SEDQ_CHECK_FULL) {
-            const __m512i again = finish(kind, e, &p, opaque(acc), row_sums[r]);
-            sums->twice |= _mm512_mask_cmpneq_epi32_mask(m, opaque(again), y);
-        }
-        if (kind == OUT_U8)
-            _mm_mask_storeu_epi8((uint8_t *)out + at, m, _mm512_cvtepi32_epi8(y));
-        else
-            _mm512_mask_storeu_epi32((int32_t *)out + at, m, y);
+    }
+    if (check) {
+        add_to(sums->params, digest);
+        sums->params[0] += sedq_scalar_bits(e);
     }
 }
 
 INLINE void store_tile(const int kind, const int check, int rows, int cols, const int32_t *tile,
                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
 {
-    __m512i digest = _mm512_setzero_si512();
-    for (int j = 0; j < cols; j += 16) {
-        const __mmask16 m = cols - j >= 16 ? 0xffff : (__mmask16)((1u << (cols - j)) - 1);
-        store_strip(kind, check, rows, j, m, tile, row_sums, e, out, ldo, sums, &digest);
-    }
-    if (check) {
-        add_to(sums->params, digest);
-        sums->params[0] += sedq_scalar_bits(e);
+    switch ((cols + 15) / 16) {
+    case 1: store_rows(kind, check, 1, rows, cols, tile, row_sums, e, out, ldo, sums); break;
+    case 2: store_rows(kind, check, 2, rows, cols, tile, row_sums, e, out, ldo, sums); break;
+    case 3: store_rows(kind, check, 3, rows, cols, tile, row_sums, e, out, ldo, sums); break;
+    default: store_rows(kind, check, 4, rows, cols, tile, row_sums, e, out, ldo, sums);
     }
 }
 
@@ -297,7 +376,7 @@ static uint32_t sum_words(const void *p, int64_t rows, int64_t n, int64_t ld)
             const __mmask16 m = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
             sum = _mm512_add_epi32(sum, _mm512_maskz_loadu_epi32(m, x + i));
         }
-    return (uint32_t)_mm512_reduce_add_epi32(sum);
+    return sum_words32(sum);
 }
 
 void SEDQ_INIT(gemm_avx512vnni)(sedq_context *c)
@@ -307,7 +386,8 @@ void SEDQ_INIT(gemm_avx512vnni)(sedq_context *c)
     c->mc = 96;
     c->nc_bytes = 512 * 1024;
     c->tile = tile;
-    c->row = row;
+    c->rows = sum_rows;
+    c->reduce = reduce;
     c->store_i32 = store_i32;
     c->store_u8 = store_u8;
     c->store_f32 = store_f32;

@@ -21,20 +21,31 @@ static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_
     SEDQ_FAULT_TILE(out, rows, width);
 }
 
-static void row(const uint8_t *a, int64_t k, const int8_t *digit, int digits, int64_t kpad, uint32_t *sum,
-                uint32_t *check)
+static void sum_rows(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int digits,
+                     int64_t kpad, uint32_t *sum, uint32_t *check)
 {
-    uint32_t s = 0, total = 0;
-    for (int64_t i = 0; i < k; i++)
-        s += a[i];
-    for (int p = digits - 1; p >= 0; p--) {
-        uint32_t dot = 0;
+    for (int64_t r = 0; r < rows; r++, a += lda) {
+        uint32_t s = 0, total = 0;
         for (int64_t i = 0; i < k; i++)
-            dot += (uint32_t)(a[i] * digit[p * kpad + i]);
-        total = total * 256u + dot;
+            s += a[i];
+        for (int p = digits - 1; p >= 0; p--) {
+            uint32_t dot = 0;
+            for (int64_t i = 0; i < k; i++)
+                dot += (uint32_t)(a[i] * digit[p * kpad + i]);
+            total = total * 256u + dot;
+        }
+        sum[r] = s;
+        check[r] = total;
     }
-    *sum = s;
-    *check = total;
+}
+
+static void reduce(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        out[r] = 0;
+        for (int l = 0; l < 16; l++)
+            out[r] += lanes[r][l];
+    }
 }
 
 static uint32_t bits(float x)
@@ -171,7 +182,8 @@ void SEDQ_INIT(gemm_reference)(sedq_context *c)
     c->mc = 96;
     c->nc_bytes = 256 * 1024;
     c->tile = tile;
-    c->row = row;
+    c->rows = sum_rows;
+    c->reduce = reduce;
     c->store_i32 = store_i32;
     c->store_u8 = store_u8;
     c->store_f32 = store_f32;
