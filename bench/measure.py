@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import statistics
 import subprocess
 import tempfile
@@ -25,7 +26,8 @@ def interleaved(
 ) -> Times:
     """Time variants in turn; nanoseconds per call of each round.
 
-    A round calls each variant often enough to last some 20 microseconds, so that the clock doesn't show.
+    A round calls each variant often enough to last some 20 microseconds, so that the clock doesn't show, after one call
+    that isn't timed, and in an order of its own: or else who follows whom would show in what the caches hold.
     """
     repeats = {}
     for name, call in variants.items():
@@ -34,12 +36,15 @@ def interleaved(
         call()
         repeats[name] = max(1, int(20_000 / max(1, time.perf_counter_ns() - start)))
     times: Times = {name: [] for name in variants}
+    names, order = list(variants), random.Random(0)
     begin = time.perf_counter()
     for done in range(most):
         if done >= least and time.perf_counter() - begin > seconds * len(variants):
             break
-        for name, call in variants.items():
-            n = repeats[name]
+        order.shuffle(names)
+        for name in names:
+            call, n = variants[name], repeats[name]
+            call()
             start = time.perf_counter_ns()
             for _ in range(n):
                 call()
