@@ -81,10 +81,13 @@ def vnni_peak() -> Callable[[], float] | None:
         function = ctypes.CDLL(library).sedq_bench_peak
     function.argtypes, function.restype = [ctypes.c_int64], ctypes.c_int32
 
-    def measure(rounds: int = 20_000) -> float:
+    def once(rounds: int) -> float:
         start = time.perf_counter_ns()
         function(rounds)
         return rounds * 24 * 64 / (time.perf_counter_ns() - start)
+
+    def measure() -> float:
+        return max(once(20_000) for _ in range(10))  # whatever else ran, it can only have been slower
 
     return measure
 

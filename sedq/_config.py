@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,11 +49,8 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def resolve(check: str | None, on_error: str | None, num_threads: int | None) -> Settings:
-    """Return the settings of a call: its own arguments where given, the surrounding ones elsewhere."""
-    settings = _settings.get()
-    if check is None and on_error is None and num_threads is None:
-        return settings
+@functools.lru_cache(maxsize=256, typed=True)
+def _merged(settings: Settings, check: str | None, on_error: str | None, num_threads: int | None) -> Settings:
     if settings.kernels.hooked and num_threads is not None:
         num_threads = 1  # a fault plan counts visits over the process
     return Settings(
@@ -61,6 +59,17 @@ def resolve(check: str | None, on_error: str | None, num_threads: int | None) ->
         settings.num_threads if num_threads is None else _validation.integer("num_threads", num_threads, 1, MAX_THREADS),
         settings.kernels,
     )
+
+
+def resolve(check: str | None, on_error: str | None, num_threads: int | None) -> Settings:
+    """Return the settings of a call: its own arguments where given, the surrounding ones elsewhere."""
+    settings = _settings.get()
+    if check is None and on_error is None and num_threads is None:
+        return settings
+    try:
+        return _merged(settings, check, on_error, num_threads)
+    except TypeError:  # what can't be remembered isn't right either, and says so here
+        return _merged.__wrapped__(settings, check, on_error, num_threads)
 
 
 def get_config() -> Settings:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from scipy.special import expit
 from sedq import _config, _validation, model_file, recovery
 from sedq._core import _dense, _dispatch
 from sedq.embedding.bag import EmbeddingBag, bags
-from sedq.exceptions import ModelFileError, SoftErrorDetected
+from sedq.exceptions import ModelFileError
 from sedq.float_model import FloatDLRM, float_dlrm, mlp
 from sedq.linear import QuantizedLinear
 from sedq.observers import MinMaxObserver
@@ -241,28 +241,7 @@ class DLRM:
             self.bottom[0].packed.shape[1],
             [bag.shape[0] for bag in self.bags],
         )
-        try:
-            return self._forward(*requests, settings)
-        except recovery.UpstreamCorrupted as found:
-            return self._replay(requests, settings, found)
-
-    def _replay(
-        self,
-        requests: tuple[Array, list[Array], list[Array]],
-        settings: _config.Settings,
-        found: recovery.UpstreamCorrupted,
-    ) -> NDArray[np.float32]:
-        """Activations were corrupted after they were written: compute the batch again, by the reference kernels."""
-        try:
-            result = self._forward(*requests, settings._replace(kernels=_dispatch.get("reference")))
-        except recovery.UpstreamCorrupted as again:
-            events = recovery.conclude(again.operator, again.findings, again.cpu, "raise", "persistent")
-            raise SoftErrorDetected(recovery.summary(events), events) from None
-        except SoftErrorDetected:  # something else, met on the way
-            recovery.conclude(found.operator, found.findings, found.cpu, "raise", "unresolved")
-            raise
-        recovery.conclude(found.operator, found.findings, found.cpu, "replay", "transient")
-        return result
+        return recovery.replayed(lambda kernels: self._forward(*requests, settings._replace(kernels=kernels)), settings)
 
     def _forward(
         self, dense: Array, indices: list[Array], offsets: list[Array], settings: _config.Settings
@@ -390,7 +369,7 @@ def _requests(
 
 def _quantize_mlp(layers: Sequence[tuple[Array, Array]], x: Array) -> list[QuantizedLinear]:
     """Quantise the layers of an MLP; the output parameters of each are the input parameters of the next."""
-    made = [QuantizedLinear.from_float(w, b, relu=i + 1 < len(layers)) for i, (w, b) in enumerate(layers)]
+    made = [QuantizedLinear.from_float(w, b, relu=i + 1 < len(layers), keep_source=True) for i, (w, b) in enumerate(layers)]
     for layer, (w, b) in zip(made, layers, strict=True):
         layer.input_qparams = MinMaxObserver().observe(x).qparams()
         x = np.maximum(x @ w.T + b, np.float32(0))
@@ -425,7 +404,7 @@ def _quantize(
         )
         return found
 
-    _computed_twice(compute, settings, operator, len(vectors), has_writer=x_sums is not None)
+    recovery.computed_twice(compute, settings, operator, len(vectors), has_writer=x_sums is not None)
     return codes, code_sums if checked else None
 
 
@@ -444,28 +423,5 @@ def _sigmoid(logits: Array, sums: Array | None, settings: _config.Settings) -> N
         found = [(int(i), recovery.INPUT, 0.0, 0.0) for i in changed[:64]]
         return found + [(int(i), recovery.REPEAT, 0.0, 0.0) for i in differs[:64]] or None
 
-    _computed_twice(compute, settings, "sigmoid", len(logits), has_writer=True)
+    recovery.computed_twice(compute, settings, "sigmoid", len(logits), has_writer=True)
     return probabilities
-
-
-def _computed_twice(
-    compute: Callable[[_dispatch.Context], list[recovery.Finding] | None],
-    settings: _config.Settings,
-    operator: str,
-    count: int,
-    *,
-    has_writer: bool,
-) -> None:
-    """Run a stage that checks itself by computing twice, and recover by computing it anew."""
-    found = compute(settings.kernels)
-    if settings.check != "off":
-        recovery.count_checks(operator, count)
-    if found:
-        recovery.handle(
-            operator,
-            found,
-            settings.on_error,
-            lambda: compute(_dispatch.get("reference")),
-            lambda: ("", ""),
-            has_writer=has_writer,
-        )

@@ -6,13 +6,14 @@ verifies -> the result, or `recovery.handle` with how to recompute rows and heal
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, _validation, recovery
-from sedq._core import _dispatch, _gemm
+from sedq._core import _dense, _dispatch, _gemm
 from sedq.observers import MinMaxObserver
 from sedq.qparams import QParams, choose_qparams, quantize
 from sedq.weights import PackedWeights, activation_key, pack_weights
@@ -20,9 +21,14 @@ from sedq.weights import PackedWeights, activation_key, pack_weights
 __all__ = ["QuantizedLinear", "matmul_integer", "multiply", "qlinear", "qlinear_dynamic"]
 
 Array = NDArray[Any]
-LEVELS = {"off": 0, "exact": 1, "full": 2}
-# findings after which single rows can't be trusted to be the only bad ones
-WHOLE_CALL = (recovery.PARAMETERS, recovery.EPILOGUE, recovery.COUNT)
+LEVELS = {
+    "off": _gemm.CHECK_OFF,
+    "exact": _gemm.CHECK_EXACT,
+    "full": _gemm.CHECK_FULL,
+    "mod127": _gemm.CHECK_MOD127,
+}
+# findings after which other rows may be bad too: a store that went astray has hit another row than the one it misses in
+WHOLE_CALL = (recovery.OUTPUT, recovery.PARAMETERS, recovery.EPILOGUE, recovery.COUNT)
 MAX_FINDINGS = 64
 # of activation parameters as they stand in a pack's cache
 KEY_TYPES = {(float, int, float, int, bool), (float, int, type(None), type(None), bool)}
@@ -32,10 +38,11 @@ def _level(settings: _config.Settings, packed: PackedWeights) -> int:
     level = LEVELS.get(settings.check)
     if level is None:
         raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, LEVELS))} here")
-    if level and "exact" not in packed.encode:
+    needed = "mod127" if settings.check == "mod127" else "exact"
+    if level and needed not in packed.encode:
         raise ValueError(
-            f"check: got {settings.check!r}, but these weights are encoded for {packed.encode}; "
-            "pack them with encode=('exact',)"
+            f"check: got {settings.check!r}, expected one that these weights are encoded for, {packed.encode}; "
+            f"pack them with encode=({needed!r},)"
         )
     return level
 
@@ -64,8 +71,24 @@ def multiply(
     found = _gemm.linear(settings.kernels, packed._core, epilogue, x, out, level, threads, x_sums, y_sums)
     if level:
         recovery.count_checks(operator, len(x))
-    if found is None:
-        return
+    if found is not None:
+        _recover(found, x, packed, key, epilogue, out, settings, level, operator, x_sums, y_sums)
+
+
+def _recover(
+    found: list[recovery.Finding],
+    x: Array,
+    packed: PackedWeights,
+    key: Any,
+    epilogue: _gemm.Epilogue,
+    out: Array,
+    settings: _config.Settings,
+    level: int,
+    operator: str,
+    x_sums: Array | None,
+    y_sums: Array | None,
+) -> None:
+    """Deal with what `multiply` found."""
 
     def recompute() -> list[recovery.Finding] | None:
         rows = _rows_in_doubt(found, len(x))
@@ -120,6 +143,42 @@ def _activation_qparams(name: str, qparams: QParams | None) -> QParams | None:
     return qparams
 
 
+def quantize_activations(
+    rows: Array, params: QParams, settings: _config.Settings, operator: str
+) -> tuple[Array, Array | None]:
+    """Quantise float rows (M, K) twice and compare; return codes, and their row sums for whoever reads them."""
+    checked = settings.check in ("exact", "full")
+    codes = np.empty(rows.shape, np.uint8)
+    sums = np.empty(len(rows), np.uint32)
+
+    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
+        threads = settings.num_threads or 0
+        return _dense.quantize_rows(kernels, rows, params.scale, params.zero_point, codes, checked, threads, sums)
+
+    recovery.computed_twice(compute, settings, operator, 0, has_writer=False)
+    return codes, sums if checked else None
+
+
+def _multiply_floats(
+    rows: Array,
+    params: QParams,
+    packed: PackedWeights,
+    key: Any,
+    epilogue: _gemm.Epilogue | None,
+    out: Array,
+    settings: _config.Settings,
+    operator: str,
+) -> None:
+    """Quantise float rows and multiply the codes, whose row sums go along; again from the floats if codes were struck."""
+
+    def compute(kernels: _dispatch.Context) -> None:
+        using = settings._replace(kernels=kernels)
+        codes, sums = quantize_activations(rows, params, using, "quantize")
+        multiply(codes, packed, key, out, using, operator=operator, epilogue=epilogue, x_sums=sums)
+
+    recovery.replayed(compute, settings)
+
+
 def matmul_integer(
     x: ArrayLike,
     packed: PackedWeights,
@@ -142,7 +201,7 @@ def matmul_integer(
         Weights (N, K) from `pack_weights`.
     x_zero_point : int, default 0
         Zero point of x, 0 to 255.
-    check : {"exact", "full", "off"}, optional
+    check : {"exact", "full", "mod127", "off"}, optional
         Level of checking; None takes the surrounding one (`config_context`), "exact" by default.
     on_error : {"recover", "raise", "warn"}, optional
         What to do on a detection; None takes the surrounding setting, "recover" by default.
@@ -211,7 +270,7 @@ def qlinear(
         Parameters of the output. Without them the output is float32.
     relu : bool, default False
         Replace negative results by 0.
-    check : {"exact", "full", "off"}, optional
+    check : {"exact", "full", "mod127", "off"}, optional
         Level of checking; None takes the surrounding one (`config_context`), "exact" by default. ``"full"`` also runs
         the arithmetic of requantisation twice.
     on_error : {"recover", "raise", "warn"}, optional
@@ -245,7 +304,6 @@ def qlinear(
     """
     settings = _config.resolve(check, on_error, num_threads)
     n, k = _packed(packed).shape
-    _level(settings, packed)
     rows = _validation.activations(x, k)
     key: Any = (x_scale, x_zero_point, y_scale, y_zero_point, relu)
     epilogue = None
@@ -254,8 +312,11 @@ def qlinear(
     if epilogue is None:
         key = activation_key(*key)
         epilogue = _epilogue(packed, key)
-    result = _validation.output(out, (*np.shape(x)[:-1], n), epilogue.dtype, (rows,))
-    flat = result if result.ndim == 2 else result.reshape(len(rows), n)
+    if out is None and rows is x:  # the usual case, thin
+        result = flat = np.empty((len(rows), n), epilogue.dtype)
+    else:
+        result = _validation.output(out, (*np.shape(x)[:-1], n), epilogue.dtype, (rows,))
+        flat = result.reshape(len(rows), n)
     multiply(rows, packed, key, flat, settings, operator="qlinear", epilogue=epilogue)
     return result
 
@@ -315,8 +376,7 @@ def qlinear_dynamic(
         return result
     params = choose_qparams(rows.min(), rows.max(), reduce_range=reduce_range)
     epilogue = packed.epilogue(params.scale, params.zero_point, None, None, relu, cache=False)
-    codes = quantize(rows, params)
-    multiply(codes, packed, None, result.reshape(len(rows), n), settings, operator="qlinear_dynamic", epilogue=epilogue)
+    _multiply_floats(rows, params, packed, None, epilogue, result.reshape(len(rows), n), settings, "qlinear_dynamic")
     return result
 
 
@@ -363,7 +423,13 @@ class QuantizedLinear:
 
     @classmethod
     def from_float(
-        cls, W: ArrayLike, bias: ArrayLike | None = None, *, relu: bool = False, per_channel: bool = True
+        cls,
+        W: ArrayLike,
+        bias: ArrayLike | None = None,
+        *,
+        relu: bool = False,
+        per_channel: bool = True,
+        keep_source: bool = False,
     ) -> QuantizedLinear:
         """Quantise float weights, symmetrically.
 
@@ -376,6 +442,8 @@ class QuantizedLinear:
             Replace negative results by 0.
         per_channel : bool, default True
             One scale per output, else one for the tensor.
+        keep_source : bool, default False
+            Keep a reference to `W`, from which corrupted weights are restored. It must not change.
 
         Returns
         -------
@@ -387,8 +455,10 @@ class QuantizedLinear:
             raise ValueError(f"W: got shape {w.shape}, expected neither dimension 0")
         largest = np.abs(w).max(axis=1) if per_channel else np.abs(w).max()
         params = choose_qparams(-largest, largest, "int8", symmetric=True)
-        codes = quantize(w, params)
-        return cls(pack_weights(codes, params.scale, bias=bias), relu=relu)
+        layer = cls(pack_weights(quantize(w, params), params.scale, bias=bias), relu=relu)
+        if _validation.boolean("keep_source", keep_source):
+            layer.packed._source = functools.partial(quantize, w, params)
+        return layer
 
     @property
     def frozen(self) -> bool:
@@ -453,18 +523,28 @@ class QuantizedLinear:
         """
         qx = self._input()
         a = _validation.array("x", x, f"float32 or uint8 of shape (..., {self.packed.shape[1]})")
-        codes, output = a, self.output_qparams
-        if a.dtype != np.uint8:
-            codes, output = quantize(_validation.float_rows(a, self.packed.shape[1]), qx).reshape(a.shape), None
-        elif output is None:
+        if a.dtype == np.uint8:
+            return self._on_codes(a, check, on_error, num_threads)
+        settings = _config.resolve(check, on_error, num_threads)
+        _level(settings, self.packed)
+        rows = _validation.float_rows(a, self.packed.shape[1])
+        out = np.empty((*a.shape[:-1], self.packed.shape[0]), np.float32)
+        key = activation_key(qx.scale, qx.zero_point, None, None, self.relu)
+        _multiply_floats(rows, qx, self.packed, key, None, out.reshape(len(rows), out.shape[-1]), settings, "qlinear")
+        return out
+
+    def _on_codes(self, x: Array, check: str | None, on_error: str | None, num_threads: int | None) -> Array:
+        """Apply the layer to codes, which gives codes."""
+        qx, qy = self._input(), self.output_qparams
+        if qy is None:
             raise ValueError("layer: got uint8 input without output_qparams, expected observe() and freeze() first")
         return qlinear(
-            codes,
+            x,
             self.packed,
             x_scale=qx.scale,
             x_zero_point=qx.zero_point,
-            y_scale=None if output is None else output.scale,
-            y_zero_point=None if output is None else output.zero_point,
+            y_scale=qy.scale,
+            y_zero_point=qy.zero_point,
             relu=self.relu,
             check=check,
             on_error=on_error,

@@ -18,7 +18,7 @@ from sedq.linear import QuantizedLinear
 from sedq.qparams import QParams
 from sedq.weights import pack_weights
 
-__all__ = ["FileSource", "load", "save"]
+__all__ = ["RowSource", "WeightSource", "load", "save"]
 
 Array = NDArray[Any]
 FORMAT = "sedq-dlrm"
@@ -150,22 +150,35 @@ class _Reader:
         return a
 
 
-class FileSource:
-    """Restores rows of a table from the file that it was loaded from."""
+class WeightSource:
+    """Gives an array of the file that it was loaded from, as long as that is what the file holds."""
 
-    def __init__(self, path: str, table: int, sha256: str) -> None:
-        self.path, self.table, self.sha256 = path, table, sha256
+    def __init__(self, path: str, name: str, sha256: str) -> None:
+        self.path, self.name, self.sha256 = path, name, sha256
 
     def __repr__(self) -> str:
         return self.path
 
+    def __call__(self) -> Array:
+        """Return the whole array."""
+        with _Reader(self.path) as reader:
+            if not reader.has(self.name) or reader.header["arrays"][self.name]["sha256"] != self.sha256:
+                raise ModelFileError(f"{self.path}: holds another model than the one that was loaded")
+            return reader.array(self.name)
+
+
+class RowSource:
+    """Restores rows of a table from the file that it was loaded from."""
+
+    def __init__(self, path: str, table: int, sha256: str) -> None:
+        self.table = WeightSource(path, f"table.{table}.rows", sha256)
+
+    def __repr__(self) -> str:
+        return repr(self.table)
+
     def __call__(self, rows: Array) -> Array:
         """Return the fused rows of the given numbers."""
-        with _Reader(self.path) as reader:
-            name = f"table.{self.table}.rows"
-            if not reader.has(name) or reader.header["arrays"][name]["sha256"] != self.sha256:
-                raise ModelFileError(f"{self.path}: holds another model than the one that was loaded")
-            return reader.array(name)[rows]
+        return self.table()[rows]
 
 
 def _load_layer(reader: _Reader, prefix: str, header: dict[str, Any]) -> QuantizedLinear:
@@ -177,6 +190,8 @@ def _load_layer(reader: _Reader, prefix: str, header: dict[str, Any]) -> Quantiz
         bias,
         tuple(header["encode"]),
     )
+    sha256 = reader.header["arrays"][f"{prefix}.weight"]["sha256"]
+    packed._source = WeightSource(os.path.abspath(reader.path), f"{prefix}.weight", sha256)
     params = [None if header[side] is None else QParams(**header[side]) for side in ("input", "output")]
     return QuantizedLinear(packed, *params, relu=header["relu"])
 
@@ -185,7 +200,7 @@ def _load_bag(reader: _Reader, table: int, header: dict[str, Any]) -> EmbeddingB
     name = f"table.{table}.rows"
     rows = reader.array(name)
     made = EmbeddingBag.from_fused(rows, bits=header["bits"], layout=header["layout"], mode=header["mode"])
-    made._source = FileSource(os.path.abspath(reader.path), table, reader.header["arrays"][name]["sha256"])
+    made._source = RowSource(os.path.abspath(reader.path), table, reader.header["arrays"][name]["sha256"])
     return made
 
 

@@ -25,14 +25,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from sedq import _validation
+from sedq import _config, _validation
 from sedq._core import _dispatch
 from sedq.exceptions import SoftErrorDetected, SoftErrorWarning
 
 __all__ = ["Event", "Finding", "Monitor", "UpstreamCorrupted", "count_checks", "handle", "monitor"]
 
+Result = TypeVar("Result")
 logger = logging.getLogger("sedq")
 logger.addHandler(logging.NullHandler())  # who wants the log configures it; nothing prints by itself
 
@@ -111,7 +112,7 @@ class Monitor:
     checks : Counter
         Rows, bags or requests verified, by operator.
     detections : int
-        Events in all.
+        Events in all; a call adds at most 64.
     verdicts : Counter
         Events by verdict.
     events : deque of Event
@@ -285,3 +286,38 @@ def handle(
     verdict = "memory" if corrupted else "persistent"
     events = conclude(operator, findings, cpu, "raise", verdict, detail)
     raise SoftErrorDetected(summary(events), events)
+
+
+def computed_twice(
+    compute: Callable[[_dispatch.Context], list[Finding] | None],
+    settings: _config.Settings,
+    operator: str,
+    count: int,
+    *,
+    has_writer: bool,
+) -> None:
+    """Run a stage of `count` rows to be counted that checks itself by computing twice, and recover by computing it anew."""
+    found = compute(settings.kernels)
+    if settings.check != "off" and count:
+        count_checks(operator, count)
+    if found:
+        again = _dispatch.get("reference")
+        handle(operator, found, settings.on_error, lambda: compute(again), lambda: ("", ""), has_writer=has_writer)
+
+
+def replayed(compute: Callable[[_dispatch.Context], Result], settings: _config.Settings) -> Result:
+    """Return what `compute` gives; if data was corrupted between two of its steps, compute it again by the reference."""
+    try:
+        return compute(settings.kernels)
+    except UpstreamCorrupted as found:
+        first = found
+    try:
+        result = compute(_dispatch.get("reference"))
+    except UpstreamCorrupted as again:
+        events = conclude(again.operator, again.findings, again.cpu, "raise", "persistent")
+        raise SoftErrorDetected(summary(events), events) from None
+    except SoftErrorDetected:  # something else, met on the way
+        conclude(first.operator, first.findings, first.cpu, "raise", "unresolved")
+        raise
+    conclude(first.operator, first.findings, first.cpu, "replay", "transient")
+    return result

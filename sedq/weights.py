@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,9 @@ Array = NDArray[Any]
 # The largest K for which an int32 accumulator can't wrap, whatever the input (255 * 128 * K, and 255 * 255 * K).
 MAX_K = 65_793
 MAX_K_ASYMMETRIC = 33_025
-ENCODINGS = ("exact",)
+# what four digits of a row sum hold
+MAX_N = 16_843_009
+ENCODINGS = ("exact", "mod127")
 CACHED_EPILOGUES = 32
 
 Key = tuple[float, int, float | None, int | None, bool] | int
@@ -130,16 +133,18 @@ class PackedWeights:
         self.shape: tuple[int, int] = w.shape
         self.encode = encode
         n, k = w.shape
-        panels = _aligned(_gemm.packed_size(n, k), np.int8)
-        _gemm.pack(w, panels)
         self.scale, self.zero_point, self.bias = scale, zero_point, bias
         self._row_sums = w.sum(axis=0, dtype=np.int64)
         self._col_sums = w.sum(axis=1, dtype=np.int64)
         digits = _encode(self._row_sums, n) if "exact" in encode else np.zeros((0, 128), np.int8)
-        self._core = _gemm.PackedB(n, k, panels, digits)
+        panels = _aligned(_gemm.packed_size(n + ("mod127" in encode), k), np.int8)
+        self._pack(w, panels)
+        self._core = _gemm.PackedB(n, k, panels, digits, "mod127" in encode)
         self._spare = {name: a.copy() for name, a in self._parameters().items()}
         self._crcs = {name: _crc(a) for name, a in self._arrays().items()}
         self._epilogues: dict[Key, _gemm.Epilogue] = {}
+        # gives the original weights, to restore what the syndromes don't determine
+        self._source: Callable[[], Array] | None = None
 
     def _parameters(self) -> dict[str, Array]:
         named = {"scale": self.scale, "zero_point": self.zero_point, "bias": self.bias}
@@ -155,17 +160,25 @@ class PackedWeights:
             **self._parameters(),
         }
 
+    def _pack(self, w: Array, panels: Array) -> None:
+        """Write weights into panels, and after them, if it is encoded, the column of the paper's scheme."""
+        if "mod127" in self.encode:
+            w = np.vstack([w, (self._row_sums % 127).astype(np.int8)])
+        _gemm.pack(w, panels)
+
     def unpack(self) -> NDArray[np.int8]:
         """Return the weights as they are stored now, (N, K) int8."""
-        w = np.empty(self.shape, np.int8)
+        n, k = self.shape
+        w = np.empty((n + ("mod127" in self.encode), k), np.int8)
         _gemm.unpack(self._core.panels, w)
-        return w
+        return w[:n]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a copy is encoded anew, which would make corrupted weights look right
         if self.heal().corrupted:
             raise SoftErrorDetected(f"{self!r} is corrupted and can't be copied: pack the weights again")
-        return type(self), (self.unpack(), self.scale, self.zero_point, self.bias, self.encode)
+        state = {"_source": self._source}
+        return type(self), (self.unpack(), self.scale, self.zero_point, self.bias, self.encode), state
 
     def __repr__(self) -> str:
         return f"<PackedWeights {self.shape[0]} x {self.shape[1]} int8, encode={self.encode}>"
@@ -305,8 +318,8 @@ class PackedWeights:
             self._row_sums[...] = w.sum(axis=0, dtype=np.int64)
             self._col_sums[...] = w.sum(axis=1, dtype=np.int64)
             report.healed += sorted(bad & {"row_sums", "col_sums"})
-        elif not bad & {"row_sums", "col_sums"}:
-            report.healed += self._heal_panels(report)
+        else:
+            report.healed += self._heal_panels(report, bool(bad & {"row_sums", "col_sums"}))
         if "digits" in bad and _crc(self._row_sums) == self._crcs["row_sums"]:
             self._core.digits[...] = _encode(self._row_sums, self.shape[0])
             report.healed.append("digits")
@@ -322,8 +335,29 @@ class PackedWeights:
         self._col_sums[...] = self.unpack().sum(axis=1, dtype=np.int64)
         return True
 
-    def _heal_panels(self, report: WeightsReport) -> list[str]:
-        """Try what the syndromes determine; keep it if the CRC agrees, else leave the panels as they were."""
+    def _heal_panels(self, report: WeightsReport, lost_syndrome: bool) -> list[str]:
+        """Try what the syndromes determine, then the source; keep what the CRC agrees with, else change nothing."""
+        healed = [] if lost_syndrome else self._heal_crossings(report)
+        if healed or self._source is None:
+            return healed
+        try:
+            original = self._source()
+        except (OSError, ValueError):  # the source is gone, or not what it was
+            return []
+        if original.shape != self.shape or original.dtype != np.int8:
+            return []
+        return ["panels: reloaded"] if self._keep_if_confirmed(original) else []
+
+    def _keep_if_confirmed(self, w: Array) -> bool:
+        """Put weights into the panels if they are, by the CRC, those that were packed."""
+        panels = np.zeros_like(self._core.panels)
+        self._pack(w, panels)
+        if _crc(panels) != self._crcs["panels"]:
+            return False
+        self._core.panels[...] = panels
+        return True
+
+    def _heal_crossings(self, report: WeightsReport) -> list[str]:
         w = self.unpack()
         fixed = w.copy()
         row_delta = self._row_sums - w.sum(axis=0, dtype=np.int64)
@@ -333,13 +367,12 @@ class PackedWeights:
             if not -128 <= value <= 127:
                 return []
             fixed[n, k] = value
-        panels = np.zeros_like(self._core.panels)
-        _gemm.pack(fixed, panels)
-        if _crc(panels) != self._crcs["panels"]:
+        if not self._keep_if_confirmed(fixed):
             return []
-        self._core.panels[...] = panels
         changed = np.argwhere(fixed != w)
-        return [f"panels: W[{n}, {k}] from {w[n, k]} to {fixed[n, k]}" for n, k in changed] or ["panels: padding"]
+        return [f"panels: W[{n}, {k}] from {w[n, k]} to {fixed[n, k]}" for n, k in changed] or [
+            "panels: padding" if "mod127" not in self.encode else "panels: padding or encoded column"
+        ]
 
 
 def crossings(rows: list[int], columns: list[int], row_delta: Array, col_delta: Array) -> list[tuple[int, int, int]]:
@@ -371,8 +404,8 @@ def pack_weights(
     Parameters
     ----------
     W : array_like of int8, (N, K)
-        Weights, one row per output. K is at most 65,793, or 33,025 with a zero point other than 0, so that no int32
-        accumulator can wrap.
+        Weights, one row per output, at most 16,843,009. K is at most 65,793, or 33,025 with a zero point other than 0,
+        so that no int32 accumulator can wrap.
     scale : float or array_like of float, () or (N,), default 1.0
         Scale of the weights, per tensor or per channel.
     zero_point : int or array_like of int, () or (N,), default 0
@@ -380,7 +413,8 @@ def pack_weights(
     bias : array_like of float32, (N,), optional
         Added to the real-valued result.
     encode : tuple of str, default ("exact",)
-        Checks to encode for. A product can only be checked at a level that its weights are encoded for.
+        Checks to encode for: ``"exact"``, ``"mod127"``. A product can only be checked at a level that its weights are
+        encoded for.
 
     Returns
     -------
@@ -393,8 +427,10 @@ def pack_weights(
 
     Notes
     -----
-    The check ``"exact"`` stores ``s_k = sum_n W[n, k]`` in balanced base 256: two digits for N <= 257, three for
-    N <= 65,793. Its cost is a dot product of each row of the input with each digit.
+    ``"mod127"`` is the scheme of Li et al. (arXiv:2103.00130): the sums of the rows of B modulo 127 stand as one more
+    column of the packed weights, which the same kernel multiplies. The check ``"exact"`` stores ``s_k = sum_n W[n, k]`` in
+    balanced base 256: two digits for N <= 257, three for N <= 65,793. Its cost is a dot product of each row of the input
+    with each digit.
 
     Examples
     --------
@@ -419,6 +455,8 @@ def pack_weights(
         raise ValueError(
             f"zero_point: got {_validation.describe(zp)}, expected integers from -128 to 127 of shape () or ({n},)"
         )
+    if n > MAX_N:
+        raise ValueError(f"W: got N = {n}, expected at most {MAX_N}")
     limit = MAX_K_ASYMMETRIC if zp.any() else MAX_K
     if k > limit:
         raise ValueError(

@@ -77,7 +77,7 @@ def test_demo_fails_if_the_checks_are_off(
     small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     honest = demo._call
-    monkeypatch.setattr(demo, "_call", lambda model, r, check: honest(model, r, "off"))
+    monkeypatch.setattr(demo, "_call", lambda model, r, check, **_: honest(model, r, "off"))
     assert cli.main(["demo"]) == 1
     assert "CONSEQUENTIAL FAULTS MISSED" in capsys.readouterr().out
 

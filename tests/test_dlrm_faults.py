@@ -295,6 +295,7 @@ def stuck_accumulators(model: sedq.DLRM, batch: Requests) -> Iterator[None]:
 
 
 def smashed_weights(model: sedq.DLRM, batch: Requests) -> AbstractContextManager[object]:
+    model.top[0].packed._source = None
     for n in range(4):
         for k in range(4):
             faults.flip_weight_bit(model.top[0].packed, n, k, 6)

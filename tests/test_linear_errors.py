@@ -275,7 +275,7 @@ def test_scales_that_float32_can_not_combine(case: str) -> None:
         ("bias", 1.0, "float64 array of shape ()"), ("bias", [1, 2], "int64 array of shape (2,)"),
         ("bias", [1, 2, np.inf], "NaN or infinite"), ("bias", [1, 2, 1e39], "NaN or infinite"),
         ("bias", "abc", "<U3 array"), ("bias", [1, 2, None], "object array"), ("bias", RAGGED, ""),
-        ("encode", "exact", "'exact'"), ("encode", ("mod127",), "('mod127',)"), ("encode", 5, "5"),
+        ("encode", "exact", "'exact'"), ("encode", ("mod128",), "('mod128',)"), ("encode", 5, "5"),
         ("encode", None, "None"), ("encode", [["exact"]], "[['exact']]"), ("encode", (np.ones(2),), ""),
     ],
 )  # fmt: skip

@@ -35,6 +35,7 @@ def scores(model: sedq.DLRM, **settings: Any) -> Array:
 
 def smash(packed: sedq.PackedWeights) -> None:
     """Corrupt weights beyond healing."""
+    packed._source = None
     for n in range(4):
         for k in range(4):
             faults.flip_weight_bit(packed, n, k, 6)

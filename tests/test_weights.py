@@ -223,7 +223,9 @@ def test_weights_without_encoding(w: np.ndarray) -> None:
     packed = sedq.pack_weights(w, encode=())
     x = np.arange(2 * K, dtype=np.uint8).reshape(2, K)
     np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="off"), reference.matmul_integer(x, w))
-    with pytest.raises(ValueError, match=r"^check: got 'exact', but these weights are encoded for \(\); pack them with"):
+    with pytest.raises(
+        ValueError, match=r"^check: got 'exact', expected one that these weights are encoded for, \(\); pack them with"
+    ):
         sedq.matmul_integer(x, packed)
     corrupt(packed, {(3, 3): 9})
     assert packed.heal().ok

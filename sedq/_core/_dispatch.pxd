@@ -45,6 +45,7 @@ cdef extern from "kernels/context.h" nogil:
         void (*rows)(int64_t, const uint8_t *, int64_t, int64_t, const int8_t *, int, int64_t, uint32_t *,
                      uint32_t *) noexcept nogil
         void (*reduce)(int64_t, const uint32_t (*)[16], uint32_t *) noexcept nogil
+        void (*wide_sum)(int, int, const int32_t *, int64_t *) noexcept nogil
         sedq_store_fn store_i32, store_u8, store_f32
         sedq_sum_fn sum_u8, sum_words
         void (*bag)(const sedq_table *, const void *, int, const float *, int64_t, int64_t, int64_t, float, float *, int,

@@ -12,6 +12,7 @@ LIMIT_REFERENCE: int
 LIMIT_MAGNITUDE: int
 FOUND_OVERFLOW: int
 MAX_DIM: int
+MAX_ROWS: int
 
 class Table:
     rows: NDArray[Any]

@@ -29,6 +29,9 @@ from sedq._core._dispatch cimport (
 # The largest dimension whose code sum fits the 24 bits that a digest has for it.
 MAX_DIM = 65_793
 
+# The most rows of a bag: integer sums stay below 2^64, and the rounding bound finite.
+MAX_ROWS = 2**23
+
 # What a call checks, as bits.
 CHECK_DIGEST = 1
 CHECK_SUM = 2
@@ -142,7 +145,7 @@ cdef double rounding_bound(double n, double dim, double magnitude) noexcept nogi
     one addition, one division for the mean: gamma_(n + 4). The float64 sums of both sides add less than one more unit.
     Underflow, flushing to zero included, loses at most 2^-126 per operation, in w * scale times a code.
     """
-    cdef double steps = (n + 5) * UNIT
+    cdef double steps = (n + 5) * UNIT  # at most 1/2, as bags are limited
     return steps / (1 - steps) * magnitude + dim * (257 * n + 4) * SMALLEST
 
 
@@ -210,6 +213,7 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
         if job.check:
             bits[b - b0] = sums.out_bits
             verify_bag(job, b, end - begin, &sums)
+            verified += 1
         if job.check & TWICE:
             job.c.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, divisor,
                       job.scratch + chunk * dim, 0, &again)
@@ -221,7 +225,6 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
         total += bits[b - b0]
         if job.y_sums != NULL:
             job.y_sums[b] = bits[b - b0]
-        verified += 1
     if job.c.sum_words(job.out + b0 * job.out_stride, b1 - b0, dim, job.out_stride) != total:
         report_outputs(job, b0, b1, bits)
     return verified
@@ -249,6 +252,11 @@ cdef check_offsets(const int64_t[::1] offsets, int64_t total):
                              "that do not decrease")
     if offsets[last] != total:
         raise ValueError(f"offsets: got {offsets[last]} at the end, expected the number of indices, {total}")
+    if total > MAX_ROWS:
+        for b in range(last):
+            if offsets[b + 1] - offsets[b] > MAX_ROWS:
+                raise ValueError(f"offsets: got a bag of {offsets[b + 1] - offsets[b]} rows at position {b}, expected at "
+                                 f"most {MAX_ROWS}")
 
 
 def pool(Context context, Table table, indices, const int64_t[::1] offsets, const float[::1] weights, float[:, :] out,

@@ -10,6 +10,7 @@ cdef class PackedB:
     cdef const int8_t *digit
     cdef int64_t panel_bytes, kpad
     cdef int ndigits
+    cdef readonly bint encoded
 
 
 cdef class Epilogue:

@@ -8,13 +8,18 @@ PANEL_COLUMNS: int
 PANEL_STEP: int
 K_GROUP: int
 MAX_DIGITS: int
+CHECK_OFF: int
+CHECK_EXACT: int
+CHECK_FULL: int
+CHECK_MOD127: int
 
 class PackedB:
     n: int
     k: int
     panels: NDArray[Any]
     digits: NDArray[Any]
-    def __init__(self, n: int, k: int, panels: NDArray[Any], digits: NDArray[Any]) -> None: ...
+    encoded: bool
+    def __init__(self, n: int, k: int, panels: NDArray[Any], digits: NDArray[Any], encoded: bool = False) -> None: ...
 
 class Epilogue:
     dtype: Any

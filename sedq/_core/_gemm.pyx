@@ -28,7 +28,7 @@ import numpy as np
 
 from sedq._core._dispatch cimport (
     SEDQ_BAD_ACCUMULATOR, SEDQ_BAD_COUNT, SEDQ_BAD_EPILOGUE, SEDQ_BAD_INPUT, SEDQ_BAD_OUTPUT, SEDQ_BAD_PARAMETERS,
-    SEDQ_KR, SEDQ_MAX_DIGITS, SEDQ_NR, SEDQ_NV, Context, findings_list, sedq_context,
+    SEDQ_CHECK_EXACT, SEDQ_CHECK_FULL, SEDQ_CHECK_OFF, SEDQ_KR, SEDQ_MAX_DIGITS, SEDQ_NR, SEDQ_NV, Context, findings_list, sedq_context,
     sedq_epilogue, sedq_findings, sedq_report, sedq_store_fn, sedq_sum_fn, sedq_tile_sums, threads_for)
 
 PANEL_COLUMNS = SEDQ_NR
@@ -36,9 +36,15 @@ PANEL_STEP = SEDQ_NV
 K_GROUP = SEDQ_KR
 MAX_DIGITS = SEDQ_MAX_DIGITS
 
+CHECK_OFF = SEDQ_CHECK_OFF
+CHECK_EXACT = SEDQ_CHECK_EXACT
+CHECK_FULL = SEDQ_CHECK_FULL
+CHECK_MOD127 = 3
+
 cdef enum:
     MAX_MC = 96      # rows of x that one task holds sums for, on its stack
     MAX_TASKS = 64   # parts that the columns are cut into
+    MOD127 = 3       # the paper's scheme, which the kernels know nothing of
 
 
 cdef int64_t round_up(int64_t value, int64_t step) noexcept nogil:
@@ -107,19 +113,19 @@ def unpack(const int8_t[::1] panels, int8_t[:, ::1] w):
 cdef class PackedB:
     """Packed weights and their checksum digits, as the loops read them.
 
-    panels : int8 (packed_size(n, k),); digits : int8 (digits, kpad), kpad a multiple of 128, zero beyond k.
+    panels : int8 (packed_size(n + encoded, k),), with `encoded` one more column, the sums of rows of B modulo 127; digits : int8 (digits, kpad), kpad a multiple of 128, zero beyond k.
     """
 
-    def __init__(self, Py_ssize_t n, Py_ssize_t k, panels, digits):
+    def __init__(self, Py_ssize_t n, Py_ssize_t k, panels, digits, bint encoded=False):
         if n < 1 or k < 1:
             raise ValueError(f"weights: got shape ({n}, {k}), expected at least one row and one column")
-        self.n, self.k, self.panels, self.digits = n, k, panels, digits
+        self.n, self.k, self.panels, self.digits, self.encoded = n, k, panels, digits, encoded
         self.panel_bytes = SEDQ_NR * round_up(k, SEDQ_KR)
         self.ndigits, self.kpad = digits.shape
         if self.ndigits > SEDQ_MAX_DIGITS or self.kpad % 128 or self.kpad < k:
             raise ValueError(f"digits: got shape {digits.shape}, expected up to {SEDQ_MAX_DIGITS} rows and a multiple "
                              f"of 128 columns from {k} on")
-        self.b = <const int8_t *>address(panels, np.int8, packed_size(n, k), "panels")
+        self.b = <const int8_t *>address(panels, np.int8, packed_size(n + encoded, k), "panels")
         self.digit = <const int8_t *>address(digits, np.int8, 0, "digits")
 
 
@@ -155,7 +161,7 @@ cdef class Epilogue:
 
 cdef struct Job:
     const sedq_context *c
-    int64_t m, n, k, panels, panel_bytes, kpad
+    int64_t m, n, k, columns, panels, panel_bytes, kpad   # columns of packed B: n, or n + 1 if encoded
     const uint8_t *a
     const int8_t *b
     const int8_t *digit
@@ -177,40 +183,57 @@ cdef struct Rows:
     uint32_t out[MAX_MC][16]
     uint32_t sum[MAX_MC]      # sum_k x_ik
     uint32_t check[MAX_MC]    # sum_k x_ik s_k
+    int64_t wide[MAX_MC]      # sum_j C_ij, in 64 bits
+    int64_t encoded[MAX_MC]   # C_iN, the encoded column
 
 
 cdef void sum_rows(const Job *job, int64_t i0, int64_t i1, Rows *rows) noexcept nogil:
     """Row sums and checksums of x, in a pass of its own: it reads x independently of the micro-kernel."""
-    cdef int digits = job.ndigits if job.check else 0
-    if not job.check and job.e.w_zp == NULL:
+    cdef int digits = job.ndigits if job.check == SEDQ_CHECK_EXACT or job.check == SEDQ_CHECK_FULL else 0
+    if not digits and job.e.w_zp == NULL and job.x_sums == NULL:
         memset(rows.sum, 0, sizeof(rows.sum))
         return
     job.c.rows(i1 - i0, job.a + i0 * job.k, job.k, job.k, job.digit, digits, job.kpad, rows.sum, rows.check)
 
 
-cdef void multiply_tile(const Job *job, int64_t i, int nrows, int64_t p0, int64_t p1, const uint32_t *row_sums,
+cdef void sum_mod127(const Job *job, int nrows, int64_t column, const int32_t *scratch, int64_t *wide,
+                     int64_t *encoded) noexcept nogil:
+    """The paper's scheme: 64-bit sums of a tile's rows, and the encoded column if it is in this panel."""
+    cdef int r
+    job.c.wide_sum(nrows, <int>max(<int64_t>0, min(<int64_t>SEDQ_NR, job.n - column)), scratch, wide)
+    if job.n - column < SEDQ_NR:
+        for r in range(nrows):
+            encoded[r] = scratch[r * SEDQ_NR + job.n - column]
+
+
+cdef void multiply_tile(const Job *job, int64_t i, int nrows, int64_t p0, int64_t p1, int64_t at, Rows *rows,
                         sedq_tile_sums *sums) noexcept nogil:
-    """One tile of rows against panels p0 .. p1."""
+    """One tile of rows, `at` of its block, against panels p0 .. p1."""
     cdef int32_t tile[8 * 64 + 16]
     # scratch on a cache line of its own, for aligned vector stores
     cdef int32_t *scratch = <int32_t *>((<size_t>tile + 63) & ~<size_t>63)
     cdef sedq_epilogue e = job.e[0]
     cdef int64_t p, column
     cdef uint32_t expected = 0, params
+    cdef int check = 0 if job.check == MOD127 else job.check
     for p in range(p0, p1):
         column = p * SEDQ_NR
-        job.c.tile(nrows, <int>panel_width(job.n, p), job.a + i * job.k, job.k, job.b + p * job.panel_bytes, job.k,
+        job.c.tile(nrows, <int>panel_width(job.columns, p), job.a + i * job.k, job.k, job.b + p * job.panel_bytes, job.k,
                    scratch)
+        if job.check == MOD127:
+            sum_mod127(job, nrows, column, scratch, rows.wide + at, rows.encoded + at)
+        if column >= job.n:  # a panel of the encoded column alone
+            continue
         e.col_term = job.e.col_term + column
         if job.e.w_zp != NULL:
             e.w_zp = job.e.w_zp + column
         if job.e.mult != NULL:
             e.bias = job.e.bias + column
             e.mult = job.e.mult + column
-        job.store(nrows, <int>min(<int64_t>SEDQ_NR, job.n - column), scratch, row_sums, &e,
-                  job.out + (i * job.n + column) * job.item, job.n, job.check, sums)
+        job.store(nrows, <int>min(<int64_t>SEDQ_NR, job.n - column), scratch, rows.sum + at,
+                  &e, job.out + (i * job.n + column) * job.item, job.n, check, sums)
         expected += job.panel_digest[p]
-    if job.check:
+    if check:
         # compared for each tile of rows: sums over tiles could wrap and hide a fault
         job.c.reduce(1, &sums.params, &params)
         if params != expected:
@@ -227,7 +250,8 @@ cdef void multiply(const Job *job, int64_t i0, int64_t i1, int64_t p0, int64_t p
     if job.check:
         memset(rows.acc, 0, (i1 - i0) * sizeof(rows.acc[0]))
         memset(rows.out, 0, (i1 - i0) * sizeof(rows.out[0]))
-    sums.twice = 0
+        memset(rows.wide, 0, (i1 - i0) * sizeof(rows.wide[0]))
+        memset(rows.encoded, 0, (i1 - i0) * sizeof(rows.encoded[0]))
     while p < p1:
         last = min(p + block, p1)
         i = i0
@@ -235,7 +259,8 @@ cdef void multiply(const Job *job, int64_t i0, int64_t i1, int64_t p0, int64_t p
             sums.acc = &rows.acc[i - i0]
             sums.out = &rows.out[i - i0]
             memset(sums.params, 0, sizeof(sums.params))
-            multiply_tile(job, i, <int>min(<int64_t>job.c.mr, i1 - i), p, last, &rows.sum[i - i0], &sums)
+            sums.twice = 0
+            multiply_tile(job, i, <int>min(<int64_t>job.c.mr, i1 - i), p, last, i - i0, rows, &sums)
             i += job.c.mr
         p = last
 
@@ -246,12 +271,22 @@ cdef void verify_row(const Job *job, int64_t i, uint32_t acc, uint32_t out, uint
     cdef uint32_t stored = job.sum_out(job.out + i * job.n * job.item, 1, job.n, job.n)
     if acc != check:
         sedq_report(job.found, i, SEDQ_BAD_ACCUMULATOR, <int32_t>(acc - check), 0)
+    # row sums that the epilogue used for weight zero points: taken again, apart from the pass that made them
+    if job.e.w_zp != NULL and job.c.sum_u8(job.a + i * job.k, 1, job.k, job.k) != row_sum:
+        sedq_report(job.found, i, SEDQ_BAD_ACCUMULATOR, 0, 0)
     if stored != out:
         sedq_report(job.found, i, SEDQ_BAD_OUTPUT, <int32_t>(stored - out), 0)
     if job.x_sums != NULL and job.x_sums[i] != row_sum:
         sedq_report(job.found, i, SEDQ_BAD_INPUT, <int32_t>(row_sum - job.x_sums[i]), 0)
     if job.y_sums != NULL:
         job.y_sums[i] = out
+
+
+cdef void verify_mod127(const Job *job, int64_t i, int64_t wide, int64_t encoded) noexcept nogil:
+    """The paper's check of row i: sum_j C_ij = C_iN modulo 127."""
+    cdef int64_t residual = ((wide - encoded) % 127 + 127) % 127
+    if residual:
+        sedq_report(job.found, i, SEDQ_BAD_ACCUMULATOR, residual, 0)
 
 
 cdef int64_t run_rows(const Job *job, int64_t i0, int64_t i1) noexcept nogil:
@@ -264,6 +299,10 @@ cdef int64_t run_rows(const Job *job, int64_t i0, int64_t i1) noexcept nogil:
     multiply(job, i0, i1, 0, job.panels, &rows)
     if not job.check:
         return i1 - i0
+    if job.check == MOD127:
+        for i in range(i1 - i0):
+            verify_mod127(job, i0 + i, rows.wide[i], rows.encoded[i])
+        return i1 - i0
     job.c.reduce(i1 - i0, rows.acc, acc)
     job.c.reduce(i1 - i0, rows.out, out)
     for i in range(i0, i1):
@@ -272,15 +311,18 @@ cdef int64_t run_rows(const Job *job, int64_t i0, int64_t i1) noexcept nogil:
     return verified
 
 
-cdef void run_panels(const Job *job, int64_t p0, int64_t p1, const Rows *all_rows, uint32_t *acc,
-                     uint32_t *out) noexcept nogil:
+cdef void run_panels(const Job *job, int64_t p0, int64_t p1, const Rows *all_rows, uint32_t *acc, uint32_t *out,
+                     int64_t *wide) noexcept nogil:
     """Panels p0 .. p1 of all rows (at most MAX_MC), and this part's sums of each row."""
     cdef Rows rows
     cdef int64_t i
     for i in range(job.m):
         rows.sum[i] = all_rows.sum[i]
     multiply(job, 0, job.m, p0, p1, &rows)
-    if job.check:
+    if job.check == MOD127:
+        for i in range(job.m):  # only their difference counts, and one part has the encoded column
+            wide[i] = rows.wide[i] - rows.encoded[i]
+    elif job.check:
         job.c.reduce(job.m, rows.acc, acc)
         job.c.reduce(job.m, rows.out, out)
 
@@ -305,19 +347,27 @@ cdef int64_t split_panels(const Job *job, int threads) noexcept nogil:
     cdef Rows rows
     cdef uint32_t acc[MAX_TASKS][MAX_MC]
     cdef uint32_t out[MAX_TASKS][MAX_MC]
+    cdef int64_t wide[MAX_TASKS][MAX_MC]
+    cdef int64_t wide_total
     cdef int64_t t, i, tasks = min(<int64_t>threads, <int64_t>MAX_TASKS), verified = 0
     cdef uint32_t acc_total, out_total
     sum_rows(job, 0, job.m, &rows)
     for t in prange(tasks, num_threads=threads, schedule="static", chunksize=1):
-        run_panels(job, t * job.panels // tasks, (t + 1) * job.panels // tasks, &rows, acc[t], out[t])
+        run_panels(job, t * job.panels // tasks, (t + 1) * job.panels // tasks, &rows, acc[t], out[t],
+                   wide[t])
     if not job.check:
         return job.m
     for i in range(job.m):
         acc_total = out_total = 0
+        wide_total = 0
         for t in range(tasks):
             acc_total += acc[t][i]
             out_total += out[t][i]
-        verify_row(job, i, acc_total, out_total, rows.sum[i], rows.check[i])
+            wide_total += wide[t][i]
+        if job.check == MOD127:
+            verify_mod127(job, i, wide_total, 0)
+        else:
+            verify_row(job, i, acc_total, out_total, rows.sum[i], rows.check[i])
         verified += 1
     return verified
 
@@ -330,7 +380,7 @@ cdef int64_t run(const Job *job, int threads) noexcept nogil:
 
 def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, ::1] x, out, int check,
            int num_threads, const uint32_t[::1] x_sums=None, uint32_t[::1] y_sums=None):
-    """Multiply x (M, K) with packed weights into out (M, N); check is SEDQ_CHECK_OFF, _EXACT or _FULL.
+    """Multiply x (M, K) with packed weights into out (M, N); check is one of the CHECK_* below.
 
     x_sums (M,) are the sums of the rows of x that its writer took, to be compared; y_sums (M,) receives those of the
     output. Returns None when every check agreed, else a list of (row, kind, residual, limit), at most 64 entries and
@@ -361,7 +411,8 @@ def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, 
         out_i32 = out
         job.out, job.item, job.store, job.sum_out = <char *>&out_i32[0, 0], 4, job.c.store_i32, job.c.sum_words
     job.a, job.b, job.digit = &x[0, 0], packed.b, packed.digit
-    job.panels = (job.n + SEDQ_NR - 1) // SEDQ_NR
+    job.columns = packed.n + packed.encoded
+    job.panels = (job.columns + SEDQ_NR - 1) // SEDQ_NR
     job.panel_bytes, job.kpad, job.ndigits, job.check = packed.panel_bytes, packed.kpad, packed.ndigits, check
     job.e, job.panel_digest = &epilogue.e, epilogue.panel_digest
     job.x_sums = NULL if x_sums is None else &x_sums[0]

@@ -449,7 +449,8 @@ def _limit(threshold: Any) -> tuple[int, float]:
 
 
 def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:
-    if len(found) >= MAX_FINDINGS or any(row < 0 for row, _, _, _ in found):
+    # an output that isn't where it was stored may have hit another bag's
+    if len(found) >= MAX_FINDINGS or any(row < 0 or kind == recovery.OUTPUT for row, kind, _, _ in found):
         return np.arange(count)
     return np.unique([row for row, _, _, _ in found])
 

@@ -100,7 +100,7 @@ def flip_weight_bit(packed: PackedWeights, n: int, k: int, bit: int) -> None:
     columns, depth = packed.shape
     if not 0 <= n < columns or not 0 <= k < depth:
         raise ValueError(f"got W[{n}, {k}], expected indices within {packed.shape}")
-    flip_bit(packed._core.panels, _gemm.panel_index(columns, depth, n, k), bit)
+    flip_bit(packed._core.panels, _gemm.panel_index(columns + packed._core.encoded, depth, n, k), bit)
 
 
 def flip_row_bit(bag: EmbeddingBag, row: int, bit: int) -> None:

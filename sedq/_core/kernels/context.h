@@ -61,6 +61,9 @@ typedef void (*sedq_tile_fn)(int rows, int width, const uint8_t *a, int64_t lda,
 typedef void (*sedq_rows_fn)(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int digits,
                              int64_t kpad, uint32_t *sum, uint32_t *check);
 
+/* sum[r] += sum of the first cols accumulators of row r of a tile, in 64 bits: sums modulo 2^32 and modulo 127 do not mix. */
+typedef void (*sedq_wide_sum_fn)(int rows, int cols, const int32_t *tile, int64_t *sum);
+
 /* out[r] = sum of lanes[r][0 .. 16), modulo 2^32. */
 typedef void (*sedq_reduce_fn)(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out);
 
@@ -117,6 +120,7 @@ typedef struct sedq_context {
     sedq_tile_fn tile;
     sedq_rows_fn rows;
     sedq_reduce_fn reduce;
+    sedq_wide_sum_fn wide_sum;
     sedq_store_fn store_i32, store_u8, store_f32;
     sedq_sum_fn sum_u8, sum_words;
     sedq_bag_fn bag;

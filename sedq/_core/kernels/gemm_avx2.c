@@ -140,6 +140,21 @@ static void reduce_lanes(int64_t rows, const uint32_t (*lanes)[16], uint32_t *ou
                                          _mm256_loadu_si256((const __m256i *)(lanes[r] + 8))));
 }
 
+static void wide_sum(int rows, int cols, const int32_t *tile, int64_t *sum)
+{
+    for (int r = 0; r < rows; r++, tile += SEDQ_NR) {
+        __m256i wide = _mm256_setzero_si256();
+        int64_t lane[4];
+        int j = 0;
+        for (; j + 4 <= cols; j += 4)
+            wide = _mm256_add_epi64(wide, _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)(tile + j))));
+        _mm256_storeu_si256((__m256i *)lane, wide);
+        sum[r] += lane[0] + lane[1] + lane[2] + lane[3];
+        for (; j < cols; j++)
+            sum[r] += tile[j];
+    }
+}
+
 enum { OUT_I32, OUT_U8, OUT_F32 };
 
 typedef struct {
@@ -222,7 +237,7 @@ INLINE void store_strip(const int kind, const int check, int rows, int j, int n,
         const __m256i acc = _mm256_load_si256((const __m256i *)(tile + r * SEDQ_NR + j));
         const __m256i y = _mm256_and_si256(finish(kind, e, &p, acc, row_sums[r]), mask);
         if (check) {
-            add_to(sums->acc[r], acc);
+            add_to(sums->acc[r], _mm256_and_si256(acc, mask));
             add_to(sums->out[r], y);
         }
         if (check == SEDQ_CHECK_FULL) {
@@ -238,7 +253,7 @@ INLINE void store_tile(const int kind, const int check, int rows, int cols, cons
                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
 {
     __m256i digest = _mm256_setzero_si256();
-    /* whole steps of 16 columns, as they are padded: their parameters and accumulators are all summed */
+    /* whole steps of 16 columns, as they are padded: their parameters are all summed */
     for (int j = 0; j < (cols + 15) / 16 * 16; j += 8)
         store_strip(kind, check, rows, j, cols - j, tile, row_sums, e, out, ldo, sums, &digest);
     if (check) {
@@ -294,6 +309,7 @@ void SEDQ_INIT(gemm_avx2)(sedq_context *c)
     c->tile = tile;
     c->rows = sum_rows;
     c->reduce = reduce_lanes;
+    c->wide_sum = wide_sum;
     c->store_i32 = store_i32;
     c->store_u8 = store_u8;
     c->store_f32 = store_f32;

@@ -229,6 +229,19 @@ static void reduce(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out)
     }
 }
 
+static void wide_sum(int rows, int cols, const int32_t *tile, int64_t *sum)
+{
+    for (int r = 0; r < rows; r++, tile += SEDQ_NR) {
+        __m512i wide = _mm512_setzero_si512();
+        for (int j = 0; j < cols; j += 8) {
+            const __mmask8 m = cols - j >= 8 ? 0xff : (__mmask8)((1u << (cols - j)) - 1);
+            const __m256i acc = _mm256_maskz_loadu_epi32(m, tile + j);
+            wide = _mm512_add_epi64(wide, _mm512_cvtepi32_epi64(acc));
+        }
+        sum[r] += _mm512_reduce_add_epi64(wide);
+    }
+}
+
 enum { OUT_I32, OUT_U8, OUT_F32 };
 
 /* parameters of 16 columns */
@@ -307,7 +320,7 @@ INLINE void store_rows(const int kind, const int check, const int V, int rows, i
             const __m512i y = _mm512_maskz_mov_epi32(m, finish(kind, e, &p[v], acc, row_sums[r]));
             const int64_t at = r * ldo + v * 16;
             if (check) {
-                acc_sum = _mm512_add_epi32(acc_sum, acc);
+                acc_sum = _mm512_mask_add_epi32(acc_sum, m, acc_sum, acc);
                 out_sum = _mm512_add_epi32(out_sum, y);
             }
             if (check == SEDQ_CHECK_FULL) {
@@ -388,6 +401,7 @@ void SEDQ_INIT(gemm_avx512vnni)(sedq_context *c)
     c->tile = tile;
     c->rows = sum_rows;
     c->reduce = reduce;
+    c->wide_sum = wide_sum;
     c->store_i32 = store_i32;
     c->store_u8 = store_u8;
     c->store_f32 = store_f32;

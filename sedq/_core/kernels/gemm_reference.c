@@ -48,6 +48,13 @@ static void reduce(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out)
     }
 }
 
+static void wide_sum(int rows, int cols, const int32_t *acc, int64_t *sum)
+{
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < cols; j++)
+            sum[r] += acc[r * SEDQ_NR + j];
+}
+
 static uint32_t bits(float x)
 {
     uint32_t u;
@@ -184,6 +191,7 @@ void SEDQ_INIT(gemm_reference)(sedq_context *c)
     c->tile = tile;
     c->rows = sum_rows;
     c->reduce = reduce;
+    c->wide_sum = wide_sum;
     c->store_i32 = store_i32;
     c->store_u8 = store_u8;
     c->store_f32 = store_f32;
