@@ -14,14 +14,14 @@ except ModuleNotFoundError as error:
         "and import sedq from another directory, or 'pip install --no-build-isolation --editable .' to work on it."
     ) from None
 
-from sedq import datasets, faults
+from sedq import checks, datasets, faults
 from sedq._config import Settings, config_context, get_config
 from sedq._info import show_versions, versions
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import ModelFileError, SoftErrorDetected, SoftErrorWarning
 from sedq.linear import QuantizedLinear, matmul_integer, qlinear, qlinear_dynamic
-from sedq.observers import MinMaxObserver
+from sedq.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
 from sedq.qparams import QParams, choose_qparams, dequantize, quantize
 from sedq.recovery import Event, Monitor, monitor
 from sedq.weights import PackedWeights, WeightsReport, pack_weights
@@ -30,10 +30,13 @@ __all__ = [
     "DLRM",
     "EmbeddingBag",
     "Event",
+    "HistogramObserver",
     "MinMaxObserver",
     "ModelFileError",
     "Monitor",
+    "MovingAverageObserver",
     "PackedWeights",
+    "PercentileObserver",
     "QParams",
     "QuantizedLinear",
     "Settings",
@@ -41,6 +44,7 @@ __all__ = [
     "SoftErrorWarning",
     "WeightsReport",
     "__version__",
+    "checks",
     "choose_qparams",
     "config_context",
     "datasets",

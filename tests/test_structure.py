@@ -23,7 +23,7 @@ LAYERS = (
     {"faults"},
     {"dlrm", "datasets", "model_file", "float_model"},
     {"linear", "embedding"},
-    {"weights", "recovery"},
+    {"checks", "weights", "recovery"},
     {"observers", "qparams", "reference", "_validation", "_config", "_files", "exceptions", "_info"},
     {"_core"},
 )

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sedq.datasets._metrics import auc
+from sedq.datasets._minilm import MiniLM, load_minilm
 from sedq.datasets._requests import FloatArray, IntArray, Layer, Requests
 
-__all__ = ["MSWeb", "Requests", "auc", "load_msweb"]
+__all__ = ["MSWeb", "MiniLM", "Requests", "auc", "load_minilm", "load_msweb"]
 
 _FORMAT_VERSION = 1
 _Arrays = dict[str, npt.NDArray[Any]]
