@@ -28,8 +28,9 @@ import numpy as np
 
 from sedq._core._dispatch cimport (
     SEDQ_BAD_ACCUMULATOR, SEDQ_BAD_COUNT, SEDQ_BAD_EPILOGUE, SEDQ_BAD_INPUT, SEDQ_BAD_OUTPUT, SEDQ_BAD_PARAMETERS,
-    SEDQ_CHECK_EXACT, SEDQ_CHECK_FULL, SEDQ_CHECK_OFF, SEDQ_KR, SEDQ_MAX_DIGITS, SEDQ_NR, SEDQ_NV, Context, findings_list, sedq_context,
-    sedq_epilogue, sedq_findings, sedq_report, sedq_store_fn, sedq_sum_fn, sedq_tile_sums, threads_for)
+    SEDQ_CHECK_EXACT, SEDQ_CHECK_FULL, SEDQ_CHECK_OFF, SEDQ_KR, SEDQ_MAX_DIGITS, SEDQ_NR, SEDQ_NV, Context,
+    findings_list, sedq_context, sedq_epilogue, sedq_findings, sedq_report, sedq_store_fn, sedq_sum_fn, sedq_tile_sums,
+    threads_for)
 
 PANEL_COLUMNS = SEDQ_NR
 PANEL_STEP = SEDQ_NV
@@ -113,7 +114,8 @@ def unpack(const int8_t[::1] panels, int8_t[:, ::1] w):
 cdef class PackedB:
     """Packed weights and their checksum digits, as the loops read them.
 
-    panels : int8 (packed_size(n + encoded, k),), with `encoded` one more column, the sums of rows of B modulo 127; digits : int8 (digits, kpad), kpad a multiple of 128, zero beyond k.
+    panels : int8 (packed_size(n + encoded, k),), with `encoded` one more column, the sums of the rows of B modulo 127;
+    digits : int8 (digits, kpad), kpad a multiple of 128, zero beyond k.
     """
 
     def __init__(self, Py_ssize_t n, Py_ssize_t k, panels, digits, bint encoded=False):
