@@ -20,9 +20,10 @@ from sedq._info import show_versions, versions
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import ModelFileError, SoftErrorDetected, SoftErrorWarning
-from sedq.linear import QuantizedLinear, matmul_integer, qlinear, qlinear_dynamic
+from sedq.linear import matmul_integer, qlinear, qlinear_dynamic
 from sedq.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
 from sedq.qparams import QParams, choose_qparams, dequantize, quantize
+from sedq.quantized_linear import QuantizedLinear
 from sedq.recovery import Event, Monitor, monitor
 from sedq.weights import PackedWeights, WeightsReport, pack_weights
 

@@ -30,9 +30,9 @@ from sedq._core import _dense, _dispatch
 from sedq.embedding.bag import EmbeddingBag, bags
 from sedq.exceptions import ModelFileError
 from sedq.float_model import FloatDLRM, float_dlrm, mlp
-from sedq.linear import QuantizedLinear
 from sedq.observers import MinMaxObserver
 from sedq.qparams import QParams
+from sedq.quantized_linear import QuantizedLinear
 
 __all__ = ["DLRM"]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sedq._files import replacing
 from sedq.embedding.bag import EmbeddingBag
 from sedq.exceptions import ModelFileError, SoftErrorDetected
-from sedq.linear import QuantizedLinear
 from sedq.qparams import QParams
+from sedq.quantized_linear import QuantizedLinear
 from sedq.weights import pack_weights
 
 __all__ = ["RowSource", "WeightSource", "load", "save"]

@@ -22,7 +22,7 @@ LAYERS = (
     {"cli", "demo"},
     {"faults"},
     {"dlrm", "datasets", "model_file", "float_model"},
-    {"linear", "embedding"},
+    {"linear", "embedding", "quantized_linear"},
     {"checks", "weights", "recovery"},
     {"observers", "qparams", "reference", "_validation", "_config", "_files", "exceptions", "_info"},
     {"_core"},

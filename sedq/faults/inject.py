@@ -14,7 +14,7 @@ from sedq import _config, _validation
 from sedq._core import _embedding, _faultkernels, _gemm
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
-from sedq.linear import QuantizedLinear
+from sedq.quantized_linear import QuantizedLinear
 from sedq.weights import PackedWeights
 
 __all__ = [
