@@ -8,13 +8,17 @@
 /* Sums wrap modulo 2^32, so they are taken in unsigned arithmetic. */
 static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
 {
-    for (int r = 0; r < rows; r++) {
+    for (int r = 0; r < rows; r++, a += lda) {
         uint32_t sum[SEDQ_NR] = {0};
-        for (int64_t i = 0; i < k; i++) {
-            const int32_t value = a[r * lda + i];
-            const int8_t *column = b + i / SEDQ_KR * width * SEDQ_KR + i % SEDQ_KR;
-            for (int j = 0; j < width; j++)
-                sum[j] += (uint32_t)(value * column[j * SEDQ_KR]);
+        const int8_t *group = b;
+        for (int64_t i = 0; i < k; i += SEDQ_KR, group += width * SEDQ_KR) {
+            int32_t v[SEDQ_KR] = {0};
+            for (int64_t t = 0; t < SEDQ_KR && i + t < k; t++)
+                v[t] = a[i + t];
+            for (int j = 0; j < width; j++) { /* whole groups, which compilers turn into vectors */
+                const int8_t *c = group + j * SEDQ_KR;
+                sum[j] += (uint32_t)(v[0] * c[0] + v[1] * c[1] + v[2] * c[2] + v[3] * c[3]);
+            }
         }
         memcpy(out + r * SEDQ_NR, sum, (size_t)width * sizeof *sum);
     }
