@@ -1,23 +1,47 @@
 /* int8 matrix product for AVX2, exact: bytes are widened to 16 bits and multiplied with vpmaddwd.
  *
- * vpmaddubsw would multiply bytes directly, but saturates at 16 bits: with full-range operands its results are wrong. Register
- * budget of a tile of 2 rows x 16 columns: 8 accumulators, 2 vectors of A, 1 of B, 1 product, of 16. One accumulator holds 4
- * columns as two halves of their k group, which are added at the end. */
+ * vpmaddubsw would multiply bytes directly, but saturates at 16 bits: with full-range operands its results are wrong. To be
+ * summed in 32 bits its products need a vpmaddwd as well, so that both ways take one multiplication for 16 products: with two a
+ * cycle (Zen 2 to 5, Intel since Haswell) 32 multiply-adds per cycle are the most that either reaches.
+ *
+ * Rows of A are widened once for each panel and block of k, into an L1 scratch; vectors of B as they are loaded, for all rows of a
+ * tile. Register budget of a strip of 6 rows x 8 columns: 12 accumulators, 2 vectors of B, 1 broadcast of A, 1 product, of 16. One
+ * accumulator holds 4 columns as two halves of their k group, which are added at the end. */
 #include "context.h"
 #include "fault_hook.h"
-#include "gemm_tail.h"
 
 #include <immintrin.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* four bytes of A as 16-bit numbers, in every group of four lanes */
-INLINE __m256i broadcast_group(const uint8_t *a)
+enum {
+    MR = 6,
+    KC = 1024, /* k at a time: 6 widened rows take 12 of the 32 KiB of L1 */
+    AHEAD = 12, /* groups of k */
+    LDW = KC + 32 /* rows of them don't fall into the same sets of the cache */
+};
+
+/* a[r][0 .. k) as 16-bit numbers, padded with zeros to whole groups of k; only bytes that exist are read */
+INLINE void widen_rows(int rows, const uint8_t *a, int64_t lda, int64_t k, uint16_t wide[][LDW])
 {
-    int32_t group;
+    for (int r = 0; r < rows; r++, a += lda) {
+        int64_t i = 0;
+        for (; i + 16 <= k; i += 16)
+            _mm256_store_si256((__m256i *)(wide[r] + i), _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(a + i))));
+        for (; i < k; i++)
+            wide[r][i] = a[i];
+        for (; i % SEDQ_KR; i++)
+            wide[r][i] = 0;
+    }
+}
+
+/* four 16-bit numbers, in every 64-bit lane */
+INLINE __m256i broadcast_group(const uint16_t *a)
+{
+    int64_t group;
     memcpy(&group, a, sizeof group);
-    return _mm256_cvtepu8_epi16(_mm_set1_epi32(group));
+    return _mm256_set1_epi64x(group);
 }
 
 INLINE __m256i add_halves(__m256i a, __m256i b)
@@ -25,64 +49,93 @@ INLINE __m256i add_halves(__m256i a, __m256i b)
     return _mm256_permute4x64_epi64(_mm256_hadd_epi32(a, b), 0xd8);
 }
 
-/* R rows by 16 columns, which lie `step` bytes from group to group; whole groups of k. */
-INLINE void strip(const int R, const uint8_t *a, int64_t lda, const int8_t *b, int64_t step, int64_t k, int32_t *tile)
+/* R rows by 4 V columns, which lie `step` bytes from group to group; whole groups of k. The sums are added to the tile unless it
+ * is the first block of k. On the way a part of the next panel, from `next` on, is fetched into L2. */
+INLINE void strip(const int R, const int V, const uint16_t (*a)[LDW], const int8_t *b, int64_t step, int64_t groups,
+                  const int8_t *next, int first, int32_t *tile)
 {
-    __m256i acc[2][4];
-#pragma GCC unroll 2
+    __m256i acc[MR][8];
+#pragma GCC unroll 6
     for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++)
             acc[r][v] = _mm256_setzero_si256();
-    for (int64_t i = 0; i + SEDQ_KR <= k; i += SEDQ_KR, b += step) {
-        __m256i av[2];
-#pragma GCC unroll 2
-        for (int r = 0; r < R; r++)
-            av[r] = broadcast_group(a + r * lda + i);
+    const uint16_t *at = a[0];
+    for (int64_t g = 0; g < groups; g++, at += SEDQ_KR, b += step, next += V * 16) {
+        if (R == 1) { /* each vector of B serves one row: as it comes, and sooner than L2 gives it */
+            const __m256i av = broadcast_group(at);
+            for (int line = 0; line < V * 16; line += 64)
+                _mm_prefetch((const char *)(b + AHEAD * step + line), _MM_HINT_T0);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) {
+                const __m256i bv = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(b + v * 16)));
+                acc[0][v] = _mm256_add_epi32(acc[0][v], _mm256_madd_epi16(av, bv));
+            }
+        } else {
+            __m256i bv[4];
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) {
-            const __m256i bv = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(b + v * 16)));
-#pragma GCC unroll 2
-            for (int r = 0; r < R; r++)
-                acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(av[r], bv));
+            for (int v = 0; v < V; v++)
+                bv[v] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(b + v * 16)));
+#pragma GCC unroll 6
+            for (int r = 0; r < R; r++) {
+                const __m256i av = broadcast_group(at + r * LDW);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++)
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(av, bv[v]));
+            }
         }
-#pragma GCC unroll 2
+        _mm_prefetch((const char *)next, _MM_HINT_T1);
+#pragma GCC unroll 6
         for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; v++)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++)
                 __asm__("" : "+x"(acc[r][v])); /* stays in its register */
     }
-#pragma GCC unroll 2
-    for (int r = 0; r < R; r++) {
-        _mm256_store_si256((__m256i *)(tile + r * SEDQ_NR), add_halves(acc[r][0], acc[r][1]));
-        _mm256_store_si256((__m256i *)(tile + r * SEDQ_NR + 8), add_halves(acc[r][2], acc[r][3]));
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v += 2) {
+            __m256i *out = (__m256i *)(tile + r * SEDQ_NR + v * 4);
+            const __m256i sum = add_halves(acc[r][v], acc[r][v + 1]);
+            _mm256_store_si256(out, first ? sum : _mm256_add_epi32(_mm256_load_si256(out), sum));
+        }
+}
+
+typedef void (*strip_fn)(const uint16_t (*)[LDW], const int8_t *, int64_t, int64_t, const int8_t *, int,
+                         int32_t *);
+
+#define STRIP(R, V)                                                                                                    \
+    static __attribute__((noinline)) void strip_##R##x##V(const uint16_t (*a)[LDW], const int8_t *b, int64_t step,            \
+                                                    int64_t groups, const int8_t *next, int first, int32_t *tile)      \
+    {                                                                                                                  \
+        strip(R, V, a, b, step, groups, next, first, tile);                                                            \
     }
-}
-
-static __attribute__((noinline)) void tile_1(const uint8_t *a, int64_t lda, const int8_t *b, int64_t step, int64_t k,
-                                             int32_t *tile)
-{
-    strip(1, a, lda, b, step, k, tile);
-}
-
-static __attribute__((noinline)) void tile_2(const uint8_t *a, int64_t lda, const int8_t *b, int64_t step, int64_t k,
-                                             int32_t *tile)
-{
-    strip(2, a, lda, b, step, k, tile);
-}
+STRIP(1, 4)
+STRIP(1, 8)
+STRIP(2, 4)
+STRIP(3, 2)
+STRIP(4, 2)
+STRIP(5, 2)
+STRIP(6, 2)
+static const struct strip_of {
+    strip_fn run;
+    int columns;
+} strips[MR] = {{strip_1x4, 16}, {strip_2x4, 16}, {strip_3x2, 8}, {strip_4x2, 8}, {strip_5x2, 8}, {strip_6x2, 8}},
+  single = {strip_1x8, 32};
 
 static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
 {
-    const int64_t step = (int64_t)width * SEDQ_KR;
-    for (int j = 0; j < width; j += SEDQ_NV) {
-        int r = 0;
-        for (; r + 2 <= rows; r += 2)
-            tile_2(a + r * lda, lda, b + j * SEDQ_KR, step, k, out + r * SEDQ_NR + j);
-        if (r < rows)
-            tile_1(a + r * lda, lda, b + j * SEDQ_KR, step, k, out + r * SEDQ_NR + j);
+    _Alignas(32) uint16_t wide[MR][LDW];
+    const int64_t step = (int64_t)width * SEDQ_KR, panel = (k + SEDQ_KR - 1) / SEDQ_KR * step;
+    const struct strip_of *of = rows == 1 && width % 32 == 0 ? &single : &strips[rows - 1];
+    for (int64_t k0 = 0; k0 < k; k0 += KC) {
+        const int64_t depth = k - k0 < KC ? k - k0 : KC, groups = (depth + SEDQ_KR - 1) / SEDQ_KR;
+        const int8_t *block = b + k0 * width;
+        widen_rows(rows, a + k0, lda, depth, wide);
+        for (int j = 0; j < width; j += of->columns)
+            of->run(wide, block + j * SEDQ_KR, step, groups, block + panel + groups * j * SEDQ_KR, k0 == 0,
+                    out + j);
     }
-    if (k % SEDQ_KR)
-        sedq_add_tail(rows, width, a, lda, b, k - k % SEDQ_KR, k, out);
     SEDQ_FAULT_TILE(out, rows, width);
 }
 
@@ -303,7 +356,7 @@ static uint32_t sum_words(const void *p, int64_t rows, int64_t n, int64_t ld)
 void SEDQ_INIT(gemm_avx2)(sedq_context *c)
 {
     c->name = "avx2";
-    c->mr = 6;
+    c->mr = MR;
     c->mc = 96;
     c->nc_bytes = 256 * 1024;
     c->tile = tile;
