@@ -157,33 +157,64 @@ INLINE __m128i load_bytes(const void *p, int64_t left)
     return _mm_loadu_si128((const __m128i *)whole);
 }
 
-static void sum_row(const uint8_t *a, int64_t k, const int8_t *digit, int digits, int64_t kpad, uint32_t *sum,
-                    uint32_t *check)
+/* Row sums and dot products of R rows with D digits, which are padded to whole vectors and widened once for all rows. */
+INLINE void rows_body(const int R, const int D, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int64_t kpad,
+                      uint32_t *sum, uint32_t *check)
 {
-    __m256i dot[SEDQ_MAX_DIGITS], s = _mm256_setzero_si256();
-    uint32_t total = 0;
-    for (int p = 0; p < digits; p++)
-        dot[p] = _mm256_setzero_si256();
+    __m256i dot[2][SEDQ_MAX_DIGITS], s[2];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++) {
+        s[r] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+        for (int p = 0; p < D; p++)
+            dot[r][p] = _mm256_setzero_si256();
+    }
     for (int64_t i = 0; i < k; i += 16) {
-        const __m128i bytes = load_bytes(a + i, k - i);
-        const __m256i av = _mm256_cvtepu8_epi16(bytes);
-        s = _mm256_add_epi32(s, _mm256_castsi128_si256(_mm_sad_epu8(bytes, _mm_setzero_si128())));
-        for (int p = 0; p < digits; p++) { /* digits are padded to whole vectors */
-            const __m256i dv = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(digit + p * kpad + i)));
-            dot[p] = _mm256_add_epi32(dot[p], _mm256_madd_epi16(av, dv));
+        __m256i dv[SEDQ_MAX_DIGITS];
+#pragma GCC unroll 4
+        for (int p = 0; p < D; p++)
+            dv[p] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(digit + p * kpad + i)));
+#pragma GCC unroll 2
+        for (int r = 0; r < R; r++) {
+            const __m128i bytes = load_bytes(a + r * lda + i, k - i);
+            const __m256i av = _mm256_cvtepu8_epi16(bytes);
+            s[r] = _mm256_add_epi32(s[r], _mm256_castsi128_si256(_mm_sad_epu8(bytes, _mm_setzero_si128())));
+#pragma GCC unroll 4
+            for (int p = 0; p < D; p++)
+                dot[r][p] = _mm256_add_epi32(dot[r][p], _mm256_madd_epi16(av, dv[p]));
         }
     }
-    for (int p = digits - 1; p >= 0; p--)
-        total = total * 256u + reduce(dot[p]);
-    *sum = (uint32_t)_mm_cvtsi128_si32(_mm256_castsi256_si128(s)) + (uint32_t)_mm256_extract_epi32(s, 2);
-    *check = total;
+#pragma GCC unroll 2
+    for (int r = 0; r < R; r++) {
+        __m256i total = _mm256_setzero_si256();
+#pragma GCC unroll 4
+        for (int p = D - 1; p >= 0; p--)
+            total = _mm256_add_epi32(_mm256_slli_epi32(total, 8), dot[r][p]);
+        sum[r] = reduce(s[r]);
+        check[r] = reduce(total);
+    }
+}
+
+INLINE void sum_rows_of(const int D, int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit,
+                        int64_t kpad, uint32_t *sum, uint32_t *check)
+{
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2)
+        rows_body(2, D, a + r * lda, lda, k, digit, kpad, sum + r, check + r);
+    if (r < rows)
+        rows_body(1, D, a + r * lda, lda, k, digit, kpad, sum + r, check + r);
 }
 
 static void sum_rows(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int digits,
                      int64_t kpad, uint32_t *sum, uint32_t *check)
 {
-    for (int64_t r = 0; r < rows; r++)
-        sum_row(a + r * lda, k, digit, digits, kpad, sum + r, check + r);
+    switch (digits) {
+    case 0: sum_rows_of(0, rows, a, lda, k, digit, kpad, sum, check); break;
+    case 1: sum_rows_of(1, rows, a, lda, k, digit, kpad, sum, check); break;
+    case 2: sum_rows_of(2, rows, a, lda, k, digit, kpad, sum, check); break;
+    case 3: sum_rows_of(3, rows, a, lda, k, digit, kpad, sum, check); break;
+    default: sum_rows_of(4, rows, a, lda, k, digit, kpad, sum, check);
+    }
 }
 
 static void reduce_lanes(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out)
