@@ -53,8 +53,9 @@ cdef int64_t round_up(int64_t value, int64_t step) noexcept nogil:
 
 
 cdef int64_t panel_width(int64_t n, int64_t panel) noexcept nogil:
-    """Columns of a panel, padding included."""
-    return min(<int64_t>SEDQ_NR, round_up(n - panel * SEDQ_NR, SEDQ_NV))
+    """Columns of a panel, padding included; a single column is not padded."""
+    cdef int64_t left = n - panel * SEDQ_NR
+    return 1 if left == 1 else min(<int64_t>SEDQ_NR, round_up(left, SEDQ_NV))
 
 
 cdef const void *address(array, dtype, Py_ssize_t least, str name) except? NULL:
@@ -71,7 +72,8 @@ cdef const void *address(array, dtype, Py_ssize_t least, str name) except? NULL:
 
 def packed_size(Py_ssize_t n, Py_ssize_t k):
     """Bytes of packed (K, N) weights."""
-    return round_up(n, SEDQ_NV) * round_up(k, SEDQ_KR)
+    cdef int64_t last = (n - 1) // SEDQ_NR
+    return (last * SEDQ_NR + panel_width(n, last)) * round_up(k, SEDQ_KR)
 
 
 def panel_index(Py_ssize_t n, Py_ssize_t k, Py_ssize_t j, Py_ssize_t i):
@@ -192,10 +194,12 @@ cdef struct Rows:
 cdef void sum_rows(const Job *job, int64_t i0, int64_t i1, Rows *rows) noexcept nogil:
     """Row sums and checksums of x, in a pass of its own: it reads x independently of the micro-kernel."""
     cdef int digits = job.ndigits if job.check == SEDQ_CHECK_EXACT or job.check == SEDQ_CHECK_FULL else 0
-    if not digits and job.e.w_zp == NULL and job.x_sums == NULL:
-        memset(rows.sum, 0, sizeof(rows.sum))
-        return
-    job.c.rows(i1 - i0, job.a + i0 * job.k, job.k, job.k, job.digit, digits, job.kpad, rows.sum, rows.check)
+    cdef bint used = job.e.w_zp != NULL or job.x_sums != NULL
+    if not used:
+        memset(rows.sum, 0, (i1 - i0) * sizeof(rows.sum[0]))
+    if used or digits:
+        job.c.rows(i1 - i0, job.a + i0 * job.k, job.k, job.k, job.digit, digits, job.kpad, rows.sum if used else NULL,
+                   rows.check)
 
 
 cdef void sum_mod127(const Job *job, int nrows, int64_t column, const int32_t *scratch, int64_t *wide,
@@ -267,10 +271,22 @@ cdef void multiply(const Job *job, int64_t i0, int64_t i1, int64_t p0, int64_t p
         p = last
 
 
+cdef uint32_t read_back(const Job *job, int64_t i) noexcept nogil:
+    """Sum of the stored outputs of row i, through an address of its own."""
+    cdef const char *row = job.out + i * job.n * job.item
+    cdef uint32_t word
+    if job.n > 1:
+        return job.sum_out(row, 1, job.n, job.n)
+    if job.item == 1:
+        return (<const uint8_t *>row)[0]
+    memcpy(&word, row, 4)
+    return word
+
+
 cdef void verify_row(const Job *job, int64_t i, uint32_t acc, uint32_t out, uint32_t row_sum,
                      uint32_t check) noexcept nogil:
     """Compare all that is known of row i, and read its output back."""
-    cdef uint32_t stored = job.sum_out(job.out + i * job.n * job.item, 1, job.n, job.n)
+    cdef uint32_t stored = read_back(job, i)
     if acc != check:
         sedq_report(job.found, i, SEDQ_BAD_ACCUMULATOR, <int32_t>(acc - check), 0)
     # row sums that the epilogue used for weight zero points: taken again, apart from the pass that made them

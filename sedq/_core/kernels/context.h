@@ -13,7 +13,7 @@
 #include <string.h>
 
 /* Packed weights. B = W^T (K x N) is cut into panels of SEDQ_NR columns; the last
- * panel is as wide as it must be, in steps of SEDQ_NV. Inside a panel, groups of
+ * panel is as wide as it must be, in steps of SEDQ_NV, or of a single column. Inside a panel, groups of
  * SEDQ_KR consecutive k stand together for each column: b[k / KR][column][k % KR].
  * What pads K and N is zero. Every instruction set reads this one layout, so a pack
  * can be recomputed by another set, and is the same file on every machine. */
@@ -52,11 +52,11 @@ typedef struct {
 } sedq_tile_sums;
 
 /* tile[r * SEDQ_NR + j] = sum_k a[r * lda + k] * b[k][j] for r < rows <= mr and j < width
- * (a multiple of SEDQ_NV). */
+ * (a multiple of SEDQ_NV, or 1). */
 typedef void (*sedq_tile_fn)(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k,
                              int32_t *tile);
 
-/* For each of `rows` rows of A: sum[r] = sum_k a[r][k]; check[r] = sum_p 256^p (a[r] . digit_p) modulo 2^32, the digits
+/* For each of `rows` rows of A: sum[r] = sum_k a[r][k], unless sum is NULL; check[r] = sum_p 256^p (a[r] . digit_p) modulo 2^32, the digits
  * being `digits` vectors of kpad int8. */
 typedef void (*sedq_rows_fn)(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int digits,
                              int64_t kpad, uint32_t *sum, uint32_t *check);

@@ -22,18 +22,43 @@ enum {
     LDW = KC + 32 /* rows of them don't fall into the same sets of the cache */
 };
 
-/* a[r][0 .. k) as 16-bit numbers, padded with zeros to whole groups of k; only bytes that exist are read */
+INLINE uint32_t reduce(__m256i x)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(s);
+}
+
+INLINE uint64_t load_part(const uint8_t *p, int64_t n) /* n < 8 bytes */
+{
+    uint32_t low, high;
+    if (n < 4)
+        return n <= 0 ? 0 : (uint64_t)p[0] | (uint64_t)p[n / 2] << n / 2 * 8 | (uint64_t)p[n - 1] << (n - 1) * 8;
+    memcpy(&low, p, 4);
+    memcpy(&high, p + n - 4, 4);
+    return low | (uint64_t)high << (n - 4) * 8;
+}
+
+/* up to 16 bytes, zeros beyond; only bytes that exist are read */
+INLINE __m128i load_bytes(const void *from, int64_t left)
+{
+    const uint8_t *p = from;
+    uint64_t low;
+    if (left >= 16)
+        return _mm_loadu_si128((const __m128i *)p);
+    if (left < 8)
+        return _mm_cvtsi64_si128((int64_t)load_part(p, left));
+    memcpy(&low, p, 8);
+    return _mm_set_epi64x((int64_t)load_part(p + 8, left - 8), (int64_t)low);
+}
+
+/* a[r][0 .. k) as 16-bit numbers, padded with zeros */
 INLINE void widen_rows(int rows, const uint8_t *a, int64_t lda, int64_t k, uint16_t wide[][LDW])
 {
-    for (int r = 0; r < rows; r++, a += lda) {
-        int64_t i = 0;
-        for (; i + 16 <= k; i += 16)
-            _mm256_store_si256((__m256i *)(wide[r] + i), _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(a + i))));
-        for (; i < k; i++)
-            wide[r][i] = a[i];
-        for (; i % SEDQ_KR; i++)
-            wide[r][i] = 0;
-    }
+    for (int r = 0; r < rows; r++, a += lda)
+        for (int64_t i = 0; i < k; i += 16)
+            _mm256_store_si256((__m256i *)(wide[r] + i), _mm256_cvtepu8_epi16(load_bytes(a + i, k - i)));
 }
 
 /* four 16-bit numbers, in every 64-bit lane */
@@ -123,7 +148,24 @@ static const struct strip_of {
 } strips[MR] = {{strip_1x4, 16}, {strip_2x4, 16}, {strip_3x2, 8}, {strip_4x2, 8}, {strip_5x2, 8}, {strip_6x2, 8}},
   single = {strip_1x8, 32};
 
-static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
+/* a panel of one column, which is contiguous: dot products */
+static void dot_rows(int rows, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
+{
+    for (int r = 0; r < rows; r += 2) {
+        const uint8_t *a0 = a + r * lda, *a1 = r + 1 < rows ? a0 + lda : a0;
+        __m256i sum0 = _mm256_setzero_si256(), sum1 = sum0;
+        for (int64_t i = 0; i < k; i += 16) {
+            const __m256i bv = _mm256_cvtepi8_epi16(load_bytes(b + i, k - i));
+            sum0 = _mm256_add_epi32(sum0, _mm256_madd_epi16(_mm256_cvtepu8_epi16(load_bytes(a0 + i, k - i)), bv));
+            sum1 = _mm256_add_epi32(sum1, _mm256_madd_epi16(_mm256_cvtepu8_epi16(load_bytes(a1 + i, k - i)), bv));
+        }
+        out[r * SEDQ_NR] = (int32_t)reduce(sum0);
+        if (r + 1 < rows)
+            out[(r + 1) * SEDQ_NR] = (int32_t)reduce(sum1);
+    }
+}
+
+static void multiply_strips(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
 {
     _Alignas(32) uint16_t wide[MR][LDW];
     const int64_t step = (int64_t)width * SEDQ_KR, panel = (k + SEDQ_KR - 1) / SEDQ_KR * step;
@@ -133,42 +175,39 @@ static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_
         const int8_t *block = b + k0 * width;
         widen_rows(rows, a + k0, lda, depth, wide);
         for (int j = 0; j < width; j += of->columns)
-            of->run(wide, block + j * SEDQ_KR, step, groups, block + panel + groups * j * SEDQ_KR, k0 == 0,
-                    out + j);
+            of->run(wide, block + j * SEDQ_KR, step, groups, block + panel + groups * j * SEDQ_KR, k0 == 0, out + j);
     }
+}
+
+static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
+{
+    if (width == 1)
+        dot_rows(rows, a, lda, b, k, out);
+    else
+        multiply_strips(rows, width, a, lda, b, k, out);
     SEDQ_FAULT_TILE(out, rows, width);
 }
 
-INLINE uint32_t reduce(__m256i x)
+/* lane i of the result is the sum of the lanes of x[i] */
+INLINE __m128i reduce4(const __m256i *x)
 {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-    return (uint32_t)_mm_cvtsi128_si32(s);
+    const __m256i y = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
 }
 
-/* up to 16 bytes, zeros beyond */
-INLINE __m128i load_bytes(const void *p, int64_t left)
+/* Dot products with D digits, which are padded to whole vectors and widened once for all, and sums if S, of R <= 2 rows. */
+INLINE void rows_body(const int R, const int D, const int S, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit,
+                      int64_t kpad, uint32_t *sum, uint32_t *check)
 {
-    uint8_t whole[16] = {0};
-    if (left >= 16)
-        return _mm_loadu_si128((const __m128i *)p);
-    memcpy(whole, p, (size_t)left);
-    return _mm_loadu_si128((const __m128i *)whole);
-}
-
-/* Row sums and dot products of R rows with D digits, which are padded to whole vectors and widened once for all rows. */
-INLINE void rows_body(const int R, const int D, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int64_t kpad,
-                      uint32_t *sum, uint32_t *check)
-{
-    __m256i dot[2][SEDQ_MAX_DIGITS], s[2];
+    __m256i dot[2][SEDQ_MAX_DIGITS], total[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+        total[r] = _mm256_setzero_si256();
 #pragma GCC unroll 2
-    for (int r = 0; r < R; r++) {
-        s[r] = _mm256_setzero_si256();
+    for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int p = 0; p < D; p++)
             dot[r][p] = _mm256_setzero_si256();
-    }
     for (int64_t i = 0; i < k; i += 16) {
         __m256i dv[SEDQ_MAX_DIGITS];
 #pragma GCC unroll 4
@@ -178,42 +217,55 @@ INLINE void rows_body(const int R, const int D, const uint8_t *a, int64_t lda, i
         for (int r = 0; r < R; r++) {
             const __m128i bytes = load_bytes(a + r * lda + i, k - i);
             const __m256i av = _mm256_cvtepu8_epi16(bytes);
-            s[r] = _mm256_add_epi32(s[r], _mm256_castsi128_si256(_mm_sad_epu8(bytes, _mm_setzero_si128())));
+            if (S)
+                total[2 + r] = _mm256_add_epi32(total[2 + r],
+                                                _mm256_zextsi128_si256(_mm_sad_epu8(bytes, _mm_setzero_si128())));
 #pragma GCC unroll 4
             for (int p = 0; p < D; p++)
                 dot[r][p] = _mm256_add_epi32(dot[r][p], _mm256_madd_epi16(av, dv[p]));
         }
     }
 #pragma GCC unroll 2
-    for (int r = 0; r < R; r++) {
-        __m256i total = _mm256_setzero_si256();
+    for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int p = D - 1; p >= 0; p--)
-            total = _mm256_add_epi32(_mm256_slli_epi32(total, 8), dot[r][p]);
-        sum[r] = reduce(s[r]);
-        check[r] = reduce(total);
+            total[r] = _mm256_add_epi32(_mm256_slli_epi32(total[r], 8), dot[r][p]);
+    const __m128i sums = reduce4(total);
+    const uint32_t lane[4] = {(uint32_t)_mm_extract_epi32(sums, 0), (uint32_t)_mm_extract_epi32(sums, 1),
+                              (uint32_t)_mm_extract_epi32(sums, 2), (uint32_t)_mm_extract_epi32(sums, 3)};
+    for (int r = 0; r < R; r++) {
+        check[r] = lane[r];
+        if (S)
+            sum[r] = lane[2 + r];
     }
 }
 
-INLINE void sum_rows_of(const int D, int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit,
-                        int64_t kpad, uint32_t *sum, uint32_t *check)
+INLINE void sum_rows_of(const int D, const int S, int64_t rows, const uint8_t *a, int64_t lda, int64_t k,
+                        const int8_t *digit, int64_t kpad, uint32_t *sum, uint32_t *check)
 {
     int64_t r = 0;
     for (; r + 2 <= rows; r += 2)
-        rows_body(2, D, a + r * lda, lda, k, digit, kpad, sum + r, check + r);
+        rows_body(2, D, S, a + r * lda, lda, k, digit, kpad, sum + r, check + r);
     if (r < rows)
-        rows_body(1, D, a + r * lda, lda, k, digit, kpad, sum + r, check + r);
+        rows_body(1, D, S, a + r * lda, lda, k, digit, kpad, sum + r, check + r);
 }
 
+#define SUM_ROWS(D)                                                                                                    \
+    case D:                                                                                                            \
+        if (sum)                                                                                                       \
+            sum_rows_of(D, 1, rows, a, lda, k, digit, kpad, sum, check);                                               \
+        else                                                                                                           \
+            sum_rows_of(D, 0, rows, a, lda, k, digit, kpad, check, check);                                             \
+        break
 static void sum_rows(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, const int8_t *digit, int digits,
                      int64_t kpad, uint32_t *sum, uint32_t *check)
 {
     switch (digits) {
-    case 0: sum_rows_of(0, rows, a, lda, k, digit, kpad, sum, check); break;
-    case 1: sum_rows_of(1, rows, a, lda, k, digit, kpad, sum, check); break;
-    case 2: sum_rows_of(2, rows, a, lda, k, digit, kpad, sum, check); break;
-    case 3: sum_rows_of(3, rows, a, lda, k, digit, kpad, sum, check); break;
-    default: sum_rows_of(4, rows, a, lda, k, digit, kpad, sum, check);
+        SUM_ROWS(0);
+        SUM_ROWS(1);
+        SUM_ROWS(2);
+        SUM_ROWS(3);
+        SUM_ROWS(4);
     }
 }
 
@@ -333,13 +385,56 @@ INLINE void store_strip(const int kind, const int check, int rows, int j, int n,
     }
 }
 
+/* 32 columns, row by row: parameters are operands from L1, and a row's sums stay in registers. */
+INLINE void store_chunk(const int kind, const int check, int rows, int j, const int32_t *tile, const uint32_t *row_sums,
+                        const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums, __m256i *digest)
+{
+    for (int v = 0; v < 4; v++)
+        load_columns(kind, e, j + v * 8, digest);
+    for (int r = 0; r < rows; r++) {
+        __m256i acc_sum = _mm256_setzero_si256(), out_sum = _mm256_setzero_si256(), y[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            __m256i unused = _mm256_setzero_si256();
+            const columns p = load_columns(kind, e, j + v * 8, &unused);
+            const __m256i acc = _mm256_load_si256((const __m256i *)(tile + r * SEDQ_NR + j + v * 8));
+            y[v] = finish(kind, e, &p, acc, row_sums[r]);
+            if (check)
+                acc_sum = _mm256_add_epi32(acc_sum, acc);
+            if (check && kind != OUT_U8)
+                out_sum = _mm256_add_epi32(out_sum, y[v]);
+            if (check == SEDQ_CHECK_FULL) {
+                const __m256i differs = _mm256_xor_si256(opaque(finish(kind, e, &p, opaque(acc), row_sums[r])), y[v]);
+                sums->twice |= !_mm256_testz_si256(differs, differs);
+            }
+            if (kind != OUT_U8)
+                _mm256_storeu_si256((__m256i *)((int32_t *)out + r * ldo + j + v * 8), y[v]);
+        }
+        if (kind == OUT_U8) { /* the sums are of the very bytes that are stored */
+            const __m256i words = _mm256_packus_epi16(_mm256_packs_epi32(y[0], y[1]), _mm256_packs_epi32(y[2], y[3]));
+            const __m256i bytes = _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            if (check)
+                out_sum = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
+            _mm256_storeu_si256((__m256i *)((uint8_t *)out + r * ldo + j), bytes);
+        }
+        if (check) {
+            add_to(sums->acc[r], acc_sum);
+            add_to(sums->out[r], out_sum);
+        }
+    }
+}
+
 INLINE void store_tile(const int kind, const int check, int rows, int cols, const int32_t *tile,
                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
 {
     __m256i digest = _mm256_setzero_si256();
-    /* whole steps of 16 columns, as they are padded: their parameters are all summed */
-    for (int j = 0; j < (cols + 15) / 16 * 16; j += 8)
+    int j = 0;
+    for (; j + 32 <= cols; j += 32)
+        store_chunk(kind, check, rows, j, tile, row_sums, e, out, ldo, sums, &digest);
+    for (; j < cols; j += 8)
         store_strip(kind, check, rows, j, cols - j, tile, row_sums, e, out, ldo, sums, &digest);
+    for (; check && j % SEDQ_NV; j += 8) /* parameters are padded, and all summed */
+        load_columns(kind, e, j, &digest);
     if (check) {
         add_to(sums->params, digest);
         sums->params[0] += sedq_scalar_bits(e);
@@ -363,11 +458,18 @@ STORE(store_f32, OUT_F32)
 
 static uint32_t sum_u8(const void *p, int64_t rows, int64_t n, int64_t ld)
 {
-    __m128i sum = _mm_setzero_si128();
-    for (const uint8_t *x = p; rows > 0; rows--, x += ld)
-        for (int64_t i = 0; i < n; i += 16)
-            sum = _mm_add_epi64(sum, _mm_sad_epu8(load_bytes(x + i, n - i), _mm_setzero_si128()));
-    return (uint32_t)_mm_cvtsi128_si32(sum) + (uint32_t)_mm_extract_epi32(sum, 2);
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i sum = zero;
+    for (const uint8_t *x = p; rows > 0; rows--, x += ld) {
+        int64_t i = 0;
+        for (; i + 32 <= n; i += 32)
+            sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_loadu_si256((const __m256i *)(x + i)), zero));
+        for (; i < n; i += 16) {
+            const __m128i rest = _mm_sad_epu8(load_bytes(x + i, n - i), _mm_setzero_si128());
+            sum = _mm256_add_epi64(sum, _mm256_zextsi128_si256(rest));
+        }
+    }
+    return reduce(sum);
 }
 
 static uint32_t sum_words(const void *p, int64_t rows, int64_t n, int64_t ld)

@@ -114,14 +114,6 @@ static void add_tail(int rows, int width, const uint8_t *a, int64_t lda, const i
         }
 }
 
-static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
-{
-    const int64_t done = tiles[rows - 1][width / 16 - 1](a, lda, b, k, out);
-    if (done < k)
-        add_tail(rows, width, a, lda, b, done, k, out);
-    SEDQ_FAULT_TILE(out, rows, width);
-}
-
 /* Sum of 32-bit lanes modulo 2^32. (The compiler's own reduction adds the last lanes as signed numbers.) */
 INLINE uint32_t sum_words32(__m512i x)
 {
@@ -130,6 +122,33 @@ INLINE uint32_t sum_words32(__m512i x)
     b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
     b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0xb1));
     return (uint32_t)_mm_cvtsi128_si32(b);
+}
+
+/* a panel of one column, which is contiguous: dot products */
+static void dot_rows(int rows, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
+{
+    for (int r = 0; r < rows; r++, a += lda) {
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t i = 0; i < k; i += 64) {
+            const __mmask64 m = k - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (k - i)) - 1;
+            const __m512i av = _mm512_maskz_loadu_epi8(m, a + i), bv = _mm512_maskz_loadu_epi8(m, b + i);
+            sum = _mm512_dpbusd_epi32(sum, av, bv);
+        }
+        out[r * SEDQ_NR] = (int32_t)sum_words32(sum);
+    }
+}
+
+static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
+{
+    if (width == 1) {
+        dot_rows(rows, a, lda, b, k, out);
+        SEDQ_FAULT_TILE(out, rows, width);
+        return;
+    }
+    const int64_t done = tiles[rows - 1][width / 16 - 1](a, lda, b, k, out);
+    if (done < k)
+        add_tail(rows, width, a, lda, b, done, k, out);
+    SEDQ_FAULT_TILE(out, rows, width);
 }
 
 /* Lane i of the result is the sum of the lanes of x[i]: 16 vectors at once cost as much as three one by one. */
@@ -197,7 +216,8 @@ INLINE void rows_body(const int D, int64_t rows, const uint8_t *a, int64_t lda, 
         const int64_t n = rows - r < 16 ? rows - r : 16;
         for (int64_t i = 0; i < n; i++)
             c[i] = row_lanes(D, a + (r + i) * lda, k, digit, kpad, &s[i]);
-        store_sums(s, n, sum + r);
+        if (sum)
+            store_sums(s, n, sum + r);
         store_sums(c, n, check + r);
     }
 }

@@ -61,8 +61,30 @@ TILE(5)
 TILE(6)
 static const strip_fn strips[6] = {tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
 
+/* a panel of one column, which is contiguous: dot products of whole vectors; the rest is added below */
+static void dot_rows(int rows, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
+{
+    for (int r = 0; r < rows; r++, a += lda) {
+        __m256i sum = _mm256_setzero_si256();
+        for (int64_t i = 0; i + 32 <= k; i += 32)
+            sum = _mm256_dpbusd_avx_epi32(sum, _mm256_loadu_si256((const __m256i *)(a + i)),
+                                          _mm256_loadu_si256((const __m256i *)(b + i)));
+        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+        out[r * SEDQ_NR] = _mm_cvtsi128_si32(s);
+    }
+    if (k % 32)
+        sedq_add_tail(rows, 1, a - rows * lda, lda, b, k - k % 32, k, out);
+}
+
 static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
 {
+    if (width == 1) {
+        dot_rows(rows, a, lda, b, k, out);
+        SEDQ_FAULT_TILE(out, rows, width);
+        return;
+    }
     for (int j = 0; j < width; j += SEDQ_NV)
         strips[rows - 1](a, lda, b + j * SEDQ_KR, (int64_t)width * SEDQ_KR, k, out + j);
     if (k % SEDQ_KR)
