@@ -28,8 +28,6 @@ LEVELS = {
 # findings after which other rows may be bad too: a store that went astray has hit another row than the one it misses in
 WHOLE_CALL = (recovery.OUTPUT, recovery.PARAMETERS, recovery.EPILOGUE, recovery.COUNT)
 MAX_FINDINGS = 64
-# of activation parameters as they stand in a pack's cache
-KEY_TYPES = {(float, int, float, int, bool), (float, int, type(None), type(None), bool)}
 
 
 def level_of(settings: _config.Settings, packed: PackedWeights) -> int:
@@ -294,7 +292,10 @@ def qlinear(
     rows = _validation.activations(x, k)
     key: Any = (x_scale, x_zero_point, y_scale, y_zero_point, relu)
     epilogue = None
-    if tuple(map(type, key)) in KEY_TYPES:  # else 0, 0.0 and False would be found as one another
+    # as they stand in the cache: 0, 0.0 and False would be found as one another
+    to_float = y_scale is None and y_zero_point is None
+    typed = to_float or (type(y_scale) is float and type(y_zero_point) is int)
+    if typed and type(x_scale) is float and type(x_zero_point) is int and type(relu) is bool:
         epilogue = packed._epilogues.get(key)
     if epilogue is None:
         key = activation_key(*key)

@@ -16,6 +16,7 @@ cdef class PackedB:
 cdef class Epilogue:
     cdef readonly object col_term, w_zp, bias, mult, digest
     cdef readonly object dtype
+    cdef int kind
     cdef int64_t n
     cdef sedq_epilogue e
     cdef const uint32_t *panel_digest

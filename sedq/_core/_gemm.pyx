@@ -133,6 +133,10 @@ cdef class PackedB:
         self.digit = <const int8_t *>address(digits, np.int8, 0, "digits")
 
 
+cdef enum:
+    OUT_I32, OUT_U8, OUT_F32
+
+
 cdef class Epilogue:
     """What turns accumulators into output, column by column, all arrays padded with zeros to whole panel steps.
 
@@ -144,6 +148,7 @@ cdef class Epilogue:
                  float low=0, float high=0, int y_zero_point=0):
         cdef Py_ssize_t padded = round_up(n, SEDQ_NV)
         self.dtype, self.n = np.dtype(dtype), n
+        self.kind = OUT_U8 if self.dtype == np.uint8 else OUT_F32 if self.dtype == np.float32 else OUT_I32
         self.col_term, self.w_zp, self.bias, self.mult, self.digest = col_term, w_zp, bias, mult, digest
         self.e.low, self.e.high, self.e.y_zp = low, high, y_zero_point
         self.e.col_term = <const int32_t *>address(col_term, np.int32, padded, "col_term")
@@ -406,27 +411,33 @@ def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, 
     """
     cdef Job job
     cdef sedq_findings found
-    cdef int64_t verified
+    cdef int64_t verified, rows, columns
     cdef int threads
     cdef int32_t[:, ::1] out_i32
     cdef uint8_t[:, ::1] out_u8
     cdef float[:, ::1] out_f32
     job.c, job.m, job.n, job.k = &context.c, x.shape[0], packed.n, packed.k
-    if x.shape[1] != job.k or out.shape != (job.m, job.n) or epilogue.n != job.n:
+    if epilogue.kind == OUT_U8:
+        out_u8 = out
+        rows, columns = out_u8.shape[0], out_u8.shape[1]
+    elif epilogue.kind == OUT_F32:
+        out_f32 = out
+        rows, columns = out_f32.shape[0], out_f32.shape[1]
+    else:
+        out_i32 = out
+        rows, columns = out_i32.shape[0], out_i32.shape[1]
+    if x.shape[1] != job.k or rows != job.m or columns != job.n or epilogue.n != job.n:
         raise ValueError(f"shapes do not fit: x {(x.shape[0], x.shape[1])}, weights {(packed.n, packed.k)}, "
-                         f"out {out.shape}, epilogue of {epilogue.n} columns")
+                         f"out {(rows, columns)}, epilogue of {epilogue.n} columns")
     if (x_sums is not None and x_sums.shape[0] != job.m) or (y_sums is not None and y_sums.shape[0] != job.m):
         raise ValueError(f"x_sums and y_sums: expected {job.m} elements")
     if job.m == 0:
         return None
-    if epilogue.dtype == np.uint8:
-        out_u8 = out
+    if epilogue.kind == OUT_U8:
         job.out, job.item, job.store, job.sum_out = <char *>&out_u8[0, 0], 1, job.c.store_u8, job.c.sum_u8
-    elif epilogue.dtype == np.float32:
-        out_f32 = out
+    elif epilogue.kind == OUT_F32:
         job.out, job.item, job.store, job.sum_out = <char *>&out_f32[0, 0], 4, job.c.store_f32, job.c.sum_words
     else:
-        out_i32 = out
         job.out, job.item, job.store, job.sum_out = <char *>&out_i32[0, 0], 4, job.c.store_i32, job.c.sum_words
     job.a, job.b, job.digit = &x[0, 0], packed.b, packed.digit
     job.columns = packed.n + packed.encoded
