@@ -30,6 +30,13 @@ INLINE uint32_t reduce(__m256i x)
     return (uint32_t)_mm_cvtsi128_si32(s);
 }
 
+/* lane i of the result is the sum of the lanes of x[i] */
+INLINE __m128i reduce4(const __m256i *x)
+{
+    const __m256i y = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+}
+
 INLINE uint64_t load_part(const uint8_t *p, int64_t n) /* n < 8 bytes */
 {
     uint32_t low, high;
@@ -148,20 +155,28 @@ static const struct strip_of {
 } strips[MR] = {{strip_1x4, 16}, {strip_2x4, 16}, {strip_3x2, 8}, {strip_4x2, 8}, {strip_5x2, 8}, {strip_6x2, 8}},
   single = {strip_1x8, 32};
 
-/* a panel of one column, which is contiguous: dot products */
+/* A panel of one column, which is contiguous: dot products of three rows at a time, the last repeated where there are fewer. */
 static void dot_rows(int rows, const uint8_t *a, int64_t lda, const int8_t *b, int64_t k, int32_t *out)
 {
-    for (int r = 0; r < rows; r += 2) {
-        const uint8_t *a0 = a + r * lda, *a1 = r + 1 < rows ? a0 + lda : a0;
-        __m256i sum0 = _mm256_setzero_si256(), sum1 = sum0;
+    for (int r = 0; r < rows; r += 3) {
+        const uint8_t *row[3];
+        __m256i sum[4];
+        for (int i = 0; i < 3; i++)
+            row[i] = a + (r + i < rows ? r + i : rows - 1) * lda;
+        for (int i = 0; i < 4; i++)
+            sum[i] = _mm256_setzero_si256();
         for (int64_t i = 0; i < k; i += 16) {
             const __m256i bv = _mm256_cvtepi8_epi16(load_bytes(b + i, k - i));
-            sum0 = _mm256_add_epi32(sum0, _mm256_madd_epi16(_mm256_cvtepu8_epi16(load_bytes(a0 + i, k - i)), bv));
-            sum1 = _mm256_add_epi32(sum1, _mm256_madd_epi16(_mm256_cvtepu8_epi16(load_bytes(a1 + i, k - i)), bv));
+#pragma GCC unroll 3
+            for (int q = 0; q < 3; q++) {
+                const __m256i av = _mm256_cvtepu8_epi16(load_bytes(row[q] + i, k - i));
+                sum[q] = _mm256_add_epi32(sum[q], _mm256_madd_epi16(av, bv));
+            }
         }
-        out[r * SEDQ_NR] = (int32_t)reduce(sum0);
-        if (r + 1 < rows)
-            out[(r + 1) * SEDQ_NR] = (int32_t)reduce(sum1);
+        _Alignas(16) int32_t total[4];
+        _mm_store_si128((__m128i *)total, reduce4(sum));
+        for (int i = 0; i < 3 && r + i < rows; i++)
+            out[(r + i) * SEDQ_NR] = total[i];
     }
 }
 
@@ -186,13 +201,6 @@ static void tile(int rows, int width, const uint8_t *a, int64_t lda, const int8_
     else
         multiply_strips(rows, width, a, lda, b, k, out);
     SEDQ_FAULT_TILE(out, rows, width);
-}
-
-/* lane i of the result is the sum of the lanes of x[i] */
-INLINE __m128i reduce4(const __m256i *x)
-{
-    const __m256i y = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
-    return _mm_add_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
 }
 
 /* Dot products with D digits, which are padded to whole vectors and widened once for all, and sums if S, of R <= 2 rows. */
@@ -424,16 +432,56 @@ INLINE void store_chunk(const int kind, const int check, int rows, int j, const 
     }
 }
 
+/* A single column: rows in the lanes. */
+INLINE void store_column(const int kind, const int check, int rows, const int32_t *tile, const uint32_t *row_sums,
+                         const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
+{
+    _Alignas(32) int32_t acc[8] = {0}, row_sum[8] = {0}, y[8];
+    sedq_epilogue of_lanes = *e;
+    columns p = {_mm256_set1_epi32(e->col_term[0]), _mm256_setzero_si256(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int r = 0; r < rows; r++)
+        acc[r] = tile[r * SEDQ_NR];
+    const __m256i in = _mm256_load_si256((const __m256i *)acc);
+    if (e->w_zp) { /* differs from lane to lane: one more term to subtract */
+        memcpy(row_sum, row_sums, (size_t)rows * sizeof *row_sum);
+        p.term = _mm256_add_epi32(p.term, _mm256_mullo_epi32(_mm256_set1_epi32(e->w_zp[0]),
+                                                             _mm256_load_si256((const __m256i *)row_sum)));
+        of_lanes.w_zp = NULL;
+    }
+    if (kind != OUT_I32) {
+        p.bias = _mm256_set1_ps(e->bias[0]);
+        p.mult = _mm256_set1_ps(e->mult[0]);
+    }
+    const __m256i result = finish(kind, &of_lanes, &p, in, 0);
+    if (check == SEDQ_CHECK_FULL) {
+        const __m256i differs = _mm256_xor_si256(opaque(finish(kind, &of_lanes, &p, opaque(in), 0)), result);
+        sums->twice |= !_mm256_testz_si256(differs, differs);
+    }
+    _mm256_store_si256((__m256i *)y, result);
+    for (int r = 0; r < rows; r++) {
+        if (check) {
+            sums->acc[r][0] += (uint32_t)acc[r];
+            sums->out[r][0] += (uint32_t)y[r];
+        }
+        if (kind == OUT_U8)
+            ((uint8_t *)out)[r * ldo] = (uint8_t)y[r];
+        else
+            ((int32_t *)out)[r * ldo] = y[r];
+    }
+}
+
 INLINE void store_tile(const int kind, const int check, int rows, int cols, const int32_t *tile,
                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
 {
     __m256i digest = _mm256_setzero_si256();
     int j = 0;
+    if (cols == 1)
+        store_column(kind, check, rows, tile, row_sums, e, out, ldo, sums);
     for (; j + 32 <= cols; j += 32)
         store_chunk(kind, check, rows, j, tile, row_sums, e, out, ldo, sums, &digest);
-    for (; j < cols; j += 8)
+    for (; cols > 1 && j < cols; j += 8)
         store_strip(kind, check, rows, j, cols - j, tile, row_sums, e, out, ldo, sums, &digest);
-    for (; check && j % SEDQ_NV; j += 8) /* parameters are padded, and all summed */
+    for (; check && j < (cols + SEDQ_NV - 1) / SEDQ_NV * SEDQ_NV; j += 8) /* parameters are padded, and all summed */
         load_columns(kind, e, j, &digest);
     if (check) {
         add_to(sums->params, digest);
