@@ -258,7 +258,7 @@ def table(cells: dict[str, list[Cell | None]]) -> str:
     lines = [f"| fault | injected to effect | {' | '.join(COLUMNS)} |", "|---|---|---|---|---|---|"]
     for name, row in cells.items():
         effect = next(c.consequential for c in row if c)
-        shown = ["no such level" if c is None else f"{c.kind}: {c.detected}" for c in row]
+        shown = ["no such level" if c is None else f"{c.kind}:\N{NO-BREAK SPACE}{c.detected}" for c in row]
         lines.append(f"| {name} | {effect} | {' | '.join(shown)} |")
     return "\n".join(lines)
 

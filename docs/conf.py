@@ -22,7 +22,10 @@ extensions = [
 exclude_patterns = ["_build", "_ext", "_templates", "_static"]
 templates_path = ["_templates"]
 nitpicky = True
+# what stands between single backticks may also be a parameter, or of another library
 default_role = "autolink"
+nitpick_ignore_regex = [("py:obj", r"(?!sedq).*")]
+highlight_language = "none"  # fences without a language are formulas and drawings
 toc_object_entries = False
 add_module_names = False
 

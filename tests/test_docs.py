@@ -1,30 +1,40 @@
-"""The documents: links lead somewhere, what they call exists, and the README's code runs."""
+"""The documents: links lead somewhere, what they call exists, their code runs, and their site builds without a warning."""
 
 from __future__ import annotations
 
+import doctest
+import importlib.util
 import re
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote
 
 import pytest
 
 import sedq
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "sedq" / "datasets").glob("*.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES, *sorted((ROOT / "sedq" / "datasets").glob("*.md"))]
+every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
 
 
 def test_there_are_documents() -> None:
-    assert {"README.md", "CHANGELOG.md", "checks.md", "performance.md"} <= {d.name for d in DOCUMENTS}
+    assert {"README.md", "CHANGELOG.md", "checks.md", "performance.md", "tutorial.md", "exact-check.md"} <= {d.name for d in DOCUMENTS}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+@every_document
 def test_links_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
     missing = [t for t in targets if "://" not in t and not (document.parent / t).exists()]
     assert missing == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+@every_document
 def test_names_exist(document: Path) -> None:
     for dotted in re.findall(r"`sedq\.([A-Za-z_][\w.]*)", document.read_text(encoding="utf-8")):
         value: object = sedq
@@ -46,3 +56,161 @@ def test_the_readme_has_both_commands() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert "pip install . && sedq demo" in lines
     assert 'pip install ".[test]" && pytest' in lines
+
+
+# ---- the code of the pages
+
+
+def blocks(page: Path) -> list[tuple[str, str, int]]:
+    """(language, source, first line) of the code of a page that runs."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```(python|pycon)\n(.*?)^```$", text, re.M | re.S)
+    return [(block[1], block[2], text.count("\n", 0, block.start(2))) for block in found]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: str(p.relative_to(DOCS)))
+def test_the_code_of_a_page_runs(page: Path) -> None:
+    names: dict[str, object] = {"__name__": "page"}
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    runner, failures = doctest.DocTestRunner(verbose=False, optionflags=flags), list[str]()
+    for language, source, line in blocks(page):
+        if language == "python":
+            exec(compile("\n" * line + source, str(page), "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(source, names, page.name, str(page), line)
+        runner.run(test, out=failures.append, clear_globs=False)
+        names |= test.globs
+    assert "".join(failures) == ""
+
+
+def test_the_tutorial_and_the_guides_have_code() -> None:
+    guides = [p for p in (DOCS / "howto").glob("*.md") if p.name != "index.md"]
+    assert len(guides) >= 7
+    assert [p.name for p in [DOCS / "tutorial.md", *guides] if not blocks(p)] == []
+
+
+def test_the_reference_names_everything_public() -> None:
+    text = (DOCS / "reference" / "index.md").read_text(encoding="utf-8")
+    listed = set[str]()
+    for part in re.split(r"^\.\. currentmodule:: ", text, flags=re.M)[1:]:
+        module = part.split(maxsplit=1)[0]
+        listed |= {f"{module}.{name}" for name in re.findall(r"^   (\w+)$", part, re.M)}
+    modules = [sedq, sedq.checks, sedq.datasets, sedq.faults]
+    public = {f"{m.__name__}.{name}" for m in modules for name in m.__all__}
+    public -= {m.__name__ for m in modules} | {"sedq.__version__"}
+    assert public - listed == set(), "add them to docs/reference/index.md"
+    assert listed - public == set()
+
+
+# ---- what checks detect
+
+
+def bench(name: str) -> ModuleType:
+    """Import a script of bench/."""
+    spec = importlib.util.spec_from_file_location(f"bench_{name.replace('/', '_')}", ROOT / "bench" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_coverage_table_says_what_injection_shows() -> None:
+    coverage = bench("coverage")
+    told = coverage.kinds_of((DOCS / "coverage.md").read_text(encoding="utf-8"))
+    shown = coverage.kinds(coverage.measure(300))
+    assert told == shown
+    assert {kind for row in told.values() for kind in row} == {"all", "some", "none", "no such level"}
+    assert coverage.false_alarms(20)[0] == 0
+
+
+def test_the_coverage_table_is_read_cell_by_cell() -> None:
+    coverage = bench("coverage")
+    cells = {"a fault": [coverage.Cell(5, 0), None, coverage.Cell(5, 5), coverage.Cell(5, 3)]}
+    page = f"text\n{coverage.BEGIN}\n{coverage.table(cells)}\n{coverage.END}\ntext"
+    assert coverage.kinds_of(page) == coverage.kinds(cells) == {"a fault": ["none", "no such level", "all", "some"]}
+
+
+# ---- the site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; a warning of the build is an error."""
+    for needed in ("sphinx", "pydata_sphinx_theme", "numpydoc", "myst_parser"):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed: pip install '.[docs]'")
+    out = tmp_path_factory.mktemp("site")
+    # -P: else the source tree would hide what is built
+    command = [sys.executable, "-P", "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-d", str(out / "doctrees")]
+    ran = subprocess.run([*command, str(DOCS), str(out / "html")], capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    return out / "html"
+
+
+class Page(HTMLParser):
+    """Links of a built page, what can be linked to in it, and how much text its article has."""
+
+    VOID = frozenset({"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.words = 0
+        self.depth = 0
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = {name: value for name, value in attrs if value}
+        self.links += [named[a] for a in ("href", "src") if a in named]
+        self.ids |= {named[a] for a in ("id", "name") if a in named}
+        if tag not in self.VOID:
+            self.depth += tag == "article" or self.depth > 0
+
+    def handle_endtag(self, tag: str) -> None:
+        self.depth -= self.depth > 0
+
+    def handle_data(self, data: str) -> None:
+        self.words += len(data.split()) if self.depth else 0
+
+
+@pytest.fixture(scope="module")
+def built(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.rglob("*.html") if "_static" not in path.relative_to(site).parts}
+
+
+def test_every_page_is_built(built: dict[Path, Page], site: Path) -> None:
+    names = {path.relative_to(site).with_suffix("").as_posix() for path in built}
+    assert {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES} <= names
+    assert {"reference/generated/sedq.checks.locate", "source/sedq/_core/_gemm.pyx"} <= names
+
+
+def test_every_link_of_the_site_leads_somewhere(built: dict[Path, Page], site: Path) -> None:
+    broken = []
+    internal = 0
+    for path, page in built.items():
+        for link in page.links:
+            if re.match(r"[a-z]+:|//", link):
+                continue
+            internal += 1
+            name, _, anchor = link.partition("#")
+            target = (path.parent / unquote(name.partition("?")[0])).resolve() if name else path.resolve()
+            there = target.is_relative_to(site.resolve()) and target.is_file()
+            if not there or (anchor and target in built and unquote(anchor) not in built[target].ids):
+                broken.append(f"{path.relative_to(site)}: {link}")
+    assert broken == []
+    assert internal > 1000
+
+
+def test_no_page_is_empty(built: dict[Path, Page], site: Path) -> None:
+    generated = {"search", "genindex", "py-modindex"}
+    few = {p.relative_to(site).as_posix(): page.words for p, page in built.items() if p.stem not in generated}
+    assert {name: words for name, words in few.items() if words < 20} == {}
+
+
+def test_pages_ask_the_network_for_nothing(built: dict[Path, Page]) -> None:
+    loaded = r"<(?:script|img|link)[^>]*?(?:src|href)=\"((?:https?:)?//[^\"]+)"
+    asked = {url for path in built for url in re.findall(loaded, path.read_text(encoding="utf-8"))}
+    assert asked == set()

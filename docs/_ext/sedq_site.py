@@ -29,13 +29,22 @@ def page_of(path: str) -> str:
     return f"source/{path}"
 
 
+def is_file_link(node: nodes.Node) -> bool:
+    """Whether a node is a link to a file or a page."""
+    return isinstance(node, addnodes.download_reference) or (
+        isinstance(node, addnodes.pending_xref) and node.get("refdomain") == "doc"
+    )
+
+
 def link_sources(app: Sphinx, doctree: nodes.document) -> None:
     """Let links to files of the repository lead to the pages that show them."""
     here = Path(app.env.doc2path(app.env.docname)).parent
-    for link in list(doctree.findall(addnodes.download_reference)):
-        target = (here / link["reftarget"]).resolve()
-        if not target.is_file() or not target.is_relative_to(ROOT):
-            continue  # Sphinx warns of it
+    for link in list(doctree.findall(is_file_link)):
+        # MyST takes a Markdown file for a page, and gives its name without the suffix
+        suffix = ".md" if isinstance(link, addnodes.pending_xref) else ""
+        target = (here / (link["reftarget"] + suffix)).resolve()
+        if not target.is_file() or not target.is_relative_to(ROOT) or target.is_relative_to(app.srcdir):
+            continue  # a page, or nothing, of which Sphinx warns
         path = target.relative_to(ROOT).as_posix()
         app.env.sedq_sources.add(path)  # type: ignore[attr-defined]
         uri = app.builder.get_relative_uri(app.env.docname, page_of(path))
@@ -87,7 +96,7 @@ def visit_math(self: Any, node: nodes.math) -> None:
 
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
     """Write an equation of its own."""
-    self.body.append(f'<div class="math">{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>\n')
+    self.body.append(f'<div class="sedq-equation">{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 
