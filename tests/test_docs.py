@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import logging
 import re
 import subprocess
 import sys
@@ -116,7 +117,8 @@ def bench(name: str) -> ModuleType:
     return module
 
 
-def test_the_coverage_table_says_what_injection_shows() -> None:
+def test_the_coverage_table_says_what_injection_shows(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "sedq")  # thousands of warnings are what it expects
     coverage = bench("coverage")
     told = coverage.kinds_of((DOCS / "coverage.md").read_text(encoding="utf-8"))
     shown = coverage.kinds(coverage.measure(300))
