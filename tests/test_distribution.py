@@ -1,6 +1,7 @@
 """The sdist and the wheel hold the same modules: what is in the tree is in both, and what is compiled is in the wheel.
 
-Builds both with the backend itself, the wheel from the unpacked sdist as pip does it, without a network. It takes as long as a build.
+Builds both with the backend itself, the wheel from the unpacked sdist as pip does it, without a network. It takes as
+long as a build.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -78,7 +79,8 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def start(app: Sphinx) -> None:
-    """Remember the linked files with the environment, which outlives a build."""
+    """Remember the linked files with the environment, which outlives a build, and forget pages of names that are gone."""
+    shutil.rmtree(Path(app.srcdir) / "reference" / "generated", ignore_errors=True)
     if not hasattr(app.env, "sedq_sources"):
         app.env.sedq_sources = set()  # type: ignore[attr-defined]
 
@@ -102,7 +104,7 @@ def visit_math_block(self: Any, node: nodes.math_block) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register all of this."""
-    app.connect("builder-inited", start)
+    app.connect("builder-inited", start, priority=100)  # before they are generated
     app.connect("doctree-read", link_sources, priority=100)  # before Sphinx collects files to download
     app.connect("doctree-read", link_names)
     app.connect("html-collect-pages", source_pages)
