@@ -71,7 +71,7 @@ def vnni_peak() -> Callable[[], float] | None:
     """Return a function that measures multiply-adds per nanosecond of one core, or None without AVX-512 VNNI."""
     from sedq._core import _dispatch
 
-    if "avx512vnni" not in _dispatch.available():
+    if "avx512vnni" not in _dispatch.available() or "avx512vnni" in _dispatch.emulated():
         return None
     source = Path(__file__).with_name("peak.c")
     with tempfile.TemporaryDirectory() as folder:

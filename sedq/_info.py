@@ -24,6 +24,12 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def _named(isas: list[str]) -> str:
+    """Join names of instruction sets, saying which are emulated."""
+    emulated = _dispatch.emulated()
+    return ", ".join(f"{name} (emulated)" if name in emulated else name for name in isas)
+
+
 def versions() -> dict[str, Any]:
     """Return versions, instruction sets, threads and CPU.
 
@@ -45,9 +51,9 @@ def versions() -> dict[str, Any]:
         "scipy": metadata.version("scipy"),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "instruction sets built": ", ".join(_dispatch.built()),
-        "instruction sets supported": ", ".join(_dispatch.supported()),
-        "instruction set chosen": _dispatch.default.name,
+        "instruction sets built": _named(_dispatch.built()),
+        "instruction sets supported": _named(_dispatch.supported()),
+        "instruction set chosen": _named([_dispatch.default.name]),
         "openmp": _dispatch.has_openmp(),
         "threads": _dispatch.max_threads(),
     }

@@ -1,7 +1,7 @@
 """Which instruction sets are built, which this CPU supports, which one is chosen; and how many threads work.
 
-A `Context` is one instruction set's kernels. The best supported one is chosen when this module is imported; the
-environment variable ``SEDQ_ISA`` names another. Every compiled entry point takes a context as an argument, so that
+A `Context` is one instruction set's kernels. The best that runs natively is chosen when this module is imported;
+the environment variable ``SEDQ_ISA`` names another. Every compiled entry point takes a context as an argument, so that
 tests can run each on every available one.
 """
 
@@ -15,6 +15,7 @@ cdef extern from "kernels/registry.h" nogil:
     const char *sedq_isa_name(int i)
     int sedq_isa_built(int i)
     int sedq_isa_supported(int i)
+    int sedq_isa_emulated(int i)
     void sedq_isa_context(int i, sedq_context *c)
 
 
@@ -58,7 +59,7 @@ def built():
 
 
 def supported():
-    """Names of the instruction sets that this CPU supports, the best last."""
+    """Names of the instruction sets that this CPU supports, natively or emulated, the best last."""
     return [name for i, name in enumerate(known()) if sedq_isa_supported(i)]
 
 
@@ -66,6 +67,11 @@ def available():
     """Names of the instruction sets both built and supported, the best last."""
     names = supported()
     return [name for name in built() if name in names]
+
+
+def emulated():
+    """Names of the instruction sets that other instructions stand in for: none but in a test build."""
+    return [name for i, name in enumerate(known()) if sedq_isa_emulated(i)]
 
 
 def get(str name):
@@ -82,7 +88,7 @@ def get(str name):
 def _choose():
     name = os.environ.get("SEDQ_ISA")
     if name is None:
-        return get(available().pop())  # the best is last
+        return get([name for name in available() if name not in emulated()].pop())  # the best is last
     try:
         return get(name)
     except ValueError as error:

@@ -6,6 +6,7 @@
  *
  * The k loop stands in a function of its own that does nothing after it but store the tile to scratch: with more work
  * behind the loop in one function, compilers spill accumulators inside it. */
+#include "barrier.h"
 #include "context.h"
 #include "fault_hook.h"
 
@@ -58,7 +59,7 @@ INLINE int64_t tile_body(const int R, const int V, const int S, const uint8_t *a
             for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++)
-                    __asm__("" : "+v"(acc[s][r][v])); /* stays in its register */
+                    SEDQ_KEEP(acc[s][r][v]);
         a += S * SEDQ_KR;
         b += S * step;
     }
@@ -311,7 +312,7 @@ INLINE __m512i finish(const int kind, const sedq_epilogue *e, const columns *p, 
 /* the same value, of which the optimiser knows nothing */
 INLINE __m512i opaque(__m512i x)
 {
-    __asm__ volatile("" : "+v"(x));
+    SEDQ_HIDE(x);
     return x;
 }
 

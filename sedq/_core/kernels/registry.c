@@ -71,6 +71,10 @@ static int has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
+#ifdef SEDQ_EMULATE_AVX512
+#define has_avxvnni has_avx2
+#define has_avx512vnni has_avx2
+#else
 static int has_avxvnni(void)
 {
 #if defined(__clang__) || __GNUC__ >= 12
@@ -87,6 +91,7 @@ static int has_avx512vnni(void)
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+#endif
 #else
 static int never(void)
 {
@@ -97,15 +102,22 @@ static int never(void)
 #define has_avx512vnni never
 #endif
 
+#ifdef SEDQ_EMULATE_AVX512
+enum { EMULATED = 1 };
+#else
+enum { EMULATED = 0 };
+#endif
+
 /* The instruction sets in order of preference: the last is best. */
 static const struct {
     const char *name;
     int (*supported)(void);
+    int emulated;
 } isas[] = {
-    {"reference", always},
-    {"avx2", has_avx2},
-    {"avxvnni", has_avxvnni},
-    {"avx512vnni", has_avx512vnni},
+    {"reference", always, 0},
+    {"avx2", has_avx2, 0},
+    {"avxvnni", has_avxvnni, EMULATED},
+    {"avx512vnni", has_avx512vnni, EMULATED},
 };
 
 int sedq_isa_count(void)
@@ -126,6 +138,11 @@ int sedq_isa_built(int i)
 int sedq_isa_supported(int i)
 {
     return isas[i].supported();
+}
+
+int sedq_isa_emulated(int i)
+{
+    return isas[i].emulated;
 }
 
 void sedq_isa_context(int i, sedq_context *c)

@@ -1,4 +1,5 @@
-/* Which contexts there are: built (compiled in), and supported (by this CPU). Both must hold to run one. */
+/* Which contexts there are: built (compiled in), and supported (by this CPU, or emulated on it in a test build).
+ * Both must hold to run one. */
 #ifndef SEDQ_REGISTRY_H
 #define SEDQ_REGISTRY_H
 
@@ -8,6 +9,7 @@ int sedq_isa_count(void);
 const char *sedq_isa_name(int i);
 int sedq_isa_built(int i);
 int sedq_isa_supported(int i);
+int sedq_isa_emulated(int i);
 /* Fill in context i; it must be built. The hooked build has the same function over the hooked kernels. */
 #ifdef SEDQ_FAULT_HOOK
 void sedq_isa_context_hooked(int i, sedq_context *c);

@@ -1,0 +1,185 @@
+/* Found before the compiler's own header in a build with -Demulate_avx512=true: AVX2 as it is, and functions of
+ * avx512.h under the names of intrinsics that this machine may lack. One that isn't listed is an error of the compiler,
+ * "target specific option mismatch": add it here and there. */
+#ifndef SEDQ_EMULATION_IMMINTRIN_H
+#define SEDQ_EMULATION_IMMINTRIN_H
+
+#include_next <immintrin.h>
+
+#include "avx512.h"
+
+#undef _mm256_maskz_loadu_epi32
+#define _mm256_maskz_loadu_epi32 emulated_mm256_maskz_loadu_epi32
+#undef _mm256_maskz_loadu_ps
+#define _mm256_maskz_loadu_ps emulated_mm256_maskz_loadu_ps
+#undef _mm512_abs_pd
+#define _mm512_abs_pd emulated_mm512_abs_pd
+#undef _mm512_add_epi32
+#define _mm512_add_epi32 emulated_mm512_add_epi32
+#undef _mm512_add_epi64
+#define _mm512_add_epi64 emulated_mm512_add_epi64
+#undef _mm512_add_pd
+#define _mm512_add_pd emulated_mm512_add_pd
+#undef _mm512_add_ps
+#define _mm512_add_ps emulated_mm512_add_ps
+#undef _mm512_and_si512
+#define _mm512_and_si512 emulated_mm512_and_si512
+#undef _mm512_castpd512_pd256
+#define _mm512_castpd512_pd256 emulated_mm512_castpd512_pd256
+#undef _mm512_castps512_ps256
+#define _mm512_castps512_ps256 emulated_mm512_castps512_ps256
+#undef _mm512_castps_si512
+#define _mm512_castps_si512 emulated_mm512_castps_si512
+#undef _mm512_castsi128_si512
+#define _mm512_castsi128_si512 emulated_mm512_castsi128_si512
+#undef _mm512_castsi512_si128
+#define _mm512_castsi512_si128 emulated_mm512_castsi512_si128
+#undef _mm512_castsi512_si256
+#define _mm512_castsi512_si256 emulated_mm512_castsi512_si256
+#undef _mm512_cmp_ps_mask
+#define _mm512_cmp_ps_mask emulated_mm512_cmp_ps_mask
+#undef _mm512_cmpge_epu32_mask
+#define _mm512_cmpge_epu32_mask emulated_mm512_cmpge_epu32_mask
+#undef _mm512_cmpge_epu64_mask
+#define _mm512_cmpge_epu64_mask emulated_mm512_cmpge_epu64_mask
+#undef _mm512_cvtepi32_epi64
+#define _mm512_cvtepi32_epi64 emulated_mm512_cvtepi32_epi64
+#undef _mm512_cvtepi32_epi8
+#define _mm512_cvtepi32_epi8 emulated_mm512_cvtepi32_epi8
+#undef _mm512_cvtepi32_ps
+#define _mm512_cvtepi32_ps emulated_mm512_cvtepi32_ps
+#undef _mm512_cvtepi64_epi32
+#define _mm512_cvtepi64_epi32 emulated_mm512_cvtepi64_epi32
+#undef _mm512_cvtepu64_pd
+#define _mm512_cvtepu64_pd emulated_mm512_cvtepu64_pd
+#undef _mm512_cvtepu8_epi32
+#define _mm512_cvtepu8_epi32 emulated_mm512_cvtepu8_epi32
+#undef _mm512_cvtps_epi32
+#define _mm512_cvtps_epi32 emulated_mm512_cvtps_epi32
+#undef _mm512_cvtps_pd
+#define _mm512_cvtps_pd emulated_mm512_cvtps_pd
+#undef _mm512_div_ps
+#define _mm512_div_ps emulated_mm512_div_ps
+#undef _mm512_dpbusd_epi32
+#define _mm512_dpbusd_epi32 emulated_mm512_dpbusd_epi32
+#undef _mm512_extractf32x8_ps
+#define _mm512_extractf32x8_ps emulated_mm512_extractf32x8_ps
+#undef _mm512_extractf64x4_pd
+#define _mm512_extractf64x4_pd emulated_mm512_extractf64x4_pd
+#undef _mm512_extracti32x4_epi32
+#define _mm512_extracti32x4_epi32 emulated_mm512_extracti32x4_epi32
+#undef _mm512_extracti64x4_epi64
+#define _mm512_extracti64x4_epi64 emulated_mm512_extracti64x4_epi64
+#undef _mm512_fmadd_pd
+#define _mm512_fmadd_pd emulated_mm512_fmadd_pd
+#undef _mm512_fmadd_ps
+#define _mm512_fmadd_ps emulated_mm512_fmadd_ps
+#undef _mm512_inserti32x4
+#define _mm512_inserti32x4 emulated_mm512_inserti32x4
+#undef _mm512_load_ps
+#define _mm512_load_ps emulated_mm512_load_ps
+#undef _mm512_load_si512
+#define _mm512_load_si512 emulated_mm512_load_si512
+#undef _mm512_loadu_ps
+#define _mm512_loadu_ps emulated_mm512_loadu_ps
+#undef _mm512_loadu_si512
+#define _mm512_loadu_si512 emulated_mm512_loadu_si512
+#undef _mm512_mask3_fmadd_ps
+#define _mm512_mask3_fmadd_ps emulated_mm512_mask3_fmadd_ps
+#undef _mm512_mask_add_epi32
+#define _mm512_mask_add_epi32 emulated_mm512_mask_add_epi32
+#undef _mm512_mask_cmpneq_epi32_mask
+#define _mm512_mask_cmpneq_epi32_mask emulated_mm512_mask_cmpneq_epi32_mask
+#undef _mm512_mask_storeu_epi32
+#define _mm512_mask_storeu_epi32 emulated_mm512_mask_storeu_epi32
+#undef _mm512_mask_storeu_ps
+#define _mm512_mask_storeu_ps emulated_mm512_mask_storeu_ps
+#undef _mm512_maskz_loadu_epi32
+#define _mm512_maskz_loadu_epi32 emulated_mm512_maskz_loadu_epi32
+#undef _mm512_maskz_loadu_epi64
+#define _mm512_maskz_loadu_epi64 emulated_mm512_maskz_loadu_epi64
+#undef _mm512_maskz_loadu_epi8
+#define _mm512_maskz_loadu_epi8 emulated_mm512_maskz_loadu_epi8
+#undef _mm512_maskz_loadu_ps
+#define _mm512_maskz_loadu_ps emulated_mm512_maskz_loadu_ps
+#undef _mm512_maskz_mov_epi32
+#define _mm512_maskz_mov_epi32 emulated_mm512_maskz_mov_epi32
+#undef _mm512_maskz_mov_ps
+#define _mm512_maskz_mov_ps emulated_mm512_maskz_mov_ps
+#undef _mm512_max_ps
+#define _mm512_max_ps emulated_mm512_max_ps
+#undef _mm512_min_ps
+#define _mm512_min_ps emulated_mm512_min_ps
+#undef _mm512_mul_pd
+#define _mm512_mul_pd emulated_mm512_mul_pd
+#undef _mm512_mul_ps
+#define _mm512_mul_ps emulated_mm512_mul_ps
+#undef _mm512_mullo_epi32
+#define _mm512_mullo_epi32 emulated_mm512_mullo_epi32
+#undef _mm512_permutexvar_ps
+#define _mm512_permutexvar_ps emulated_mm512_permutexvar_ps
+#undef _mm512_reduce_add_epi64
+#define _mm512_reduce_add_epi64 emulated_mm512_reduce_add_epi64
+#undef _mm512_reduce_add_pd
+#define _mm512_reduce_add_pd emulated_mm512_reduce_add_pd
+#undef _mm512_sad_epu8
+#define _mm512_sad_epu8 emulated_mm512_sad_epu8
+#undef _mm512_set1_epi32
+#define _mm512_set1_epi32 emulated_mm512_set1_epi32
+#undef _mm512_set1_epi64
+#define _mm512_set1_epi64 emulated_mm512_set1_epi64
+#undef _mm512_set1_epi8
+#define _mm512_set1_epi8 emulated_mm512_set1_epi8
+#undef _mm512_set1_pd
+#define _mm512_set1_pd emulated_mm512_set1_pd
+#undef _mm512_set1_ps
+#define _mm512_set1_ps emulated_mm512_set1_ps
+#undef _mm512_setr_epi32
+#define _mm512_setr_epi32 emulated_mm512_setr_epi32
+#undef _mm512_setzero_pd
+#define _mm512_setzero_pd emulated_mm512_setzero_pd
+#undef _mm512_setzero_ps
+#define _mm512_setzero_ps emulated_mm512_setzero_ps
+#undef _mm512_setzero_si512
+#define _mm512_setzero_si512 emulated_mm512_setzero_si512
+#undef _mm512_shuffle_f32x4
+#define _mm512_shuffle_f32x4 emulated_mm512_shuffle_f32x4
+#undef _mm512_shuffle_i32x4
+#define _mm512_shuffle_i32x4 emulated_mm512_shuffle_i32x4
+#undef _mm512_shuffle_ps
+#define _mm512_shuffle_ps emulated_mm512_shuffle_ps
+#undef _mm512_slli_epi32
+#define _mm512_slli_epi32 emulated_mm512_slli_epi32
+#undef _mm512_slli_epi64
+#define _mm512_slli_epi64 emulated_mm512_slli_epi64
+#undef _mm512_srli_epi64
+#define _mm512_srli_epi64 emulated_mm512_srli_epi64
+#undef _mm512_store_ps
+#define _mm512_store_ps emulated_mm512_store_ps
+#undef _mm512_store_si512
+#define _mm512_store_si512 emulated_mm512_store_si512
+#undef _mm512_storeu_si512
+#define _mm512_storeu_si512 emulated_mm512_storeu_si512
+#undef _mm512_sub_epi32
+#define _mm512_sub_epi32 emulated_mm512_sub_epi32
+#undef _mm512_sub_epi64
+#define _mm512_sub_epi64 emulated_mm512_sub_epi64
+#undef _mm512_unpackhi_epi32
+#define _mm512_unpackhi_epi32 emulated_mm512_unpackhi_epi32
+#undef _mm512_unpackhi_epi64
+#define _mm512_unpackhi_epi64 emulated_mm512_unpackhi_epi64
+#undef _mm512_unpackhi_pd
+#define _mm512_unpackhi_pd emulated_mm512_unpackhi_pd
+#undef _mm512_unpacklo_epi32
+#define _mm512_unpacklo_epi32 emulated_mm512_unpacklo_epi32
+#undef _mm512_unpacklo_epi64
+#define _mm512_unpacklo_epi64 emulated_mm512_unpacklo_epi64
+#undef _mm512_unpacklo_pd
+#define _mm512_unpacklo_pd emulated_mm512_unpacklo_pd
+#undef _mm_mask_storeu_epi8
+#define _mm_mask_storeu_epi8 emulated_mm_mask_storeu_epi8
+
+#undef _mm256_dpbusd_avx_epi32
+#define _mm256_dpbusd_avx_epi32 emulated_mm256_dpbusd_epi32
+
+#endif
