@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["X_SCALE", "X_ZERO", "Y_SCALE", "Y_ZERO", "linear_peers"]
+__all__ = ["X_SCALE", "X_ZERO", "Y_SCALE", "Y_ZERO", "bag_peers", "linear_peers"]
 
 Array = NDArray[Any]
 Call = Callable[[], Any]
+
+# calls with (indices, offsets, weights or None), offsets with the last one
+BagCall = Callable[[Array, Array, Array | None], Any]
 
 # Activation parameters of every comparison; weight scales are per channel, bias is 0.
 X_SCALE, X_ZERO, Y_SCALE, Y_ZERO = 0.02, 128, 0.5, 128
@@ -103,3 +106,61 @@ def _onnxruntime(x: Array, w: Array, scale: Array, threads: int) -> tuple[Call, 
         return np.asarray(binding.copy_outputs_to_cpu()[0])
 
     return lambda: session.run_with_iobinding(binding), read
+
+
+def bag_peers(codes: Array, params: Array, bits: int, threads: int) -> dict[str, tuple[BagCall, Callable[[Any], Array]]]:
+    """Return by name a call of each peer that is installed, over one table, and how to read its result as float32.
+
+    `codes` are uint8 (rows, bytes), packed if `bits` is 4; `params` float16 (rows, 2), scale and bias. Tables are copied.
+    """
+    made = {}
+    for name, make in (("PyTorch", _torch_bag), ("TBE", _tbe_bag)):
+        try:
+            made[name] = make(codes, params, bits, threads)
+        except ImportError:
+            continue
+    return made
+
+
+def _torch_bag(codes: Array, params: Array, bits: int, threads: int) -> tuple[BagCall, Callable[[Any], Array]]:
+    torch = _torch(threads)
+    stored = params.astype("<f4") if bits == 8 else params  # 8 bit has float32 parameters, 4 bit float16
+    rows = np.empty((len(codes), codes.shape[1] + stored.shape[1] * stored.itemsize), np.uint8)
+    rows[:, : codes.shape[1]] = codes
+    rows[:, codes.shape[1] :] = stored.view(np.uint8)
+    table = torch.from_numpy(rows)
+    ops = torch.ops.quantized
+    pool = ops.embedding_bag_byte_rowwise_offsets if bits == 8 else ops.embedding_bag_4bit_rowwise_offsets
+
+    def call(indices: Array, offsets: Array, weights: Array | None) -> Any:
+        factors = None if weights is None else torch.from_numpy(weights)
+        return pool(table, torch.from_numpy(indices), torch.from_numpy(offsets), False, 0, False, factors, None, True)
+
+    return call, lambda y: y.numpy()
+
+
+def _tbe_bag(codes: Array, params: Array, bits: int, threads: int) -> tuple[BagCall, Callable[[Any], Array]]:
+    torch = _torch(threads)
+    import fbgemm_gpu  # noqa: F401 - registers the operators
+    from fbgemm_gpu.split_embedding_configs import SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+    from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
+
+    dim = codes.shape[1] * 8 // bits
+    kind = SparseType.INT8 if bits == 8 else SparseType.INT4
+    bags = IntNBitTableBatchedEmbeddingBagsCodegen(
+        [("table", len(codes), dim, kind, EmbeddingLocation.HOST)],
+        device="cpu",
+        pooling_mode=PoolingMode.SUM,
+        output_dtype=SparseType.FP32,
+    )
+    bags.initialize_weights()
+    ((rows, _),) = bags.split_embedding_weights(split_scale_shifts=False)
+    rows[:, :4] = torch.from_numpy(params.view(np.uint8))
+    rows[:, 4 : 4 + codes.shape[1]] = torch.from_numpy(codes)
+
+    def call(indices: Array, offsets: Array, weights: Array | None) -> Any:
+        factors = None if weights is None else torch.from_numpy(weights)
+        return bags(torch.from_numpy(indices), torch.from_numpy(offsets), per_sample_weights=factors)
+
+    return call, lambda y: y.numpy()
