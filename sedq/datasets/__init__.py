@@ -1,7 +1,8 @@
-"""A small real recommendation data set with a trained float model.
+"""A small real recommendation data set with a trained float model, and traces of look-ups.
 
 `load_msweb` returns the model, held-out requests to measure it on and training requests to calibrate
-a quantiser with; `auc` scores probabilities.
+a quantiser with; `auc` scores probabilities. `load_pydocs_trace` returns a real trace of bags, `synthetic_trace`
+draws one shaped like production.
 """
 
 from __future__ import annotations
@@ -18,8 +19,19 @@ import numpy.typing as npt
 from sedq.datasets._metrics import auc
 from sedq.datasets._minilm import MiniLM, load_minilm
 from sedq.datasets._requests import FloatArray, IntArray, Layer, Requests
+from sedq.datasets._traces import Trace, load_pydocs_trace, synthetic_trace
 
-__all__ = ["MSWeb", "MiniLM", "Requests", "auc", "load_minilm", "load_msweb"]
+__all__ = [
+    "MSWeb",
+    "MiniLM",
+    "Requests",
+    "Trace",
+    "auc",
+    "load_minilm",
+    "load_msweb",
+    "load_pydocs_trace",
+    "synthetic_trace",
+]
 
 _FORMAT_VERSION = 1
 _Arrays = dict[str, npt.NDArray[Any]]
