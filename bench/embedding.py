@@ -99,12 +99,11 @@ def traced(c: Configuration, quick: bool) -> Iterator[Request]:
     """Batches of a trace, in its order."""
     if c.trace == "pydocs":
         trace = sedq.datasets.load_pydocs_trace()
-        indices, offsets = trace.indices, trace.offsets
     else:
-        raise NotImplementedError
-    for first in range(0, len(offsets) - c.batch, c.batch):
-        starts = offsets[first : first + c.batch + 1]
-        yield indices[starts[0] : starts[-1]].astype(np.int32), (starts - starts[0]).astype(np.int32), None
+        trace = sedq.datasets.synthetic_trace(2048 if quick else 65_536, rows=c.rows)
+    for first in range(0, len(trace) - c.batch, c.batch):
+        batch = trace.batch(first, first + c.batch)
+        yield batch.indices.astype(np.int32), batch.offsets.astype(np.int32), None
 
 
 def expected(codes: Array, params: Array, bits: int, request: Request) -> tuple[Array, Array]:
