@@ -24,7 +24,7 @@ LAYERS = (
     {"dlrm", "datasets", "model_file", "float_model"},
     {"linear", "embedding", "quantized_linear"},
     {"checks", "weights", "recovery"},
-    {"observers", "qparams", "reference", "_validation", "_config", "_files", "exceptions", "_info"},
+    {"observers", "qparams", "reference", "_statistics", "_validation", "_config", "_files", "exceptions", "_info"},
     {"_core"},
 )
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
