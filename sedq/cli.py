@@ -1,4 +1,4 @@
-"""Command line: ``sedq demo`` and ``sedq info``."""
+"""Command line: ``sedq demo``, ``sedq live`` and ``sedq info``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sedq import _info, demo
 from sedq._files import replacing
+from sedq.faults.live import command
 
 __all__ = ["main"]
 
@@ -25,6 +26,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     run.add_argument("--seed", type=int, default=0, help="of the faults (default 0)")
+    struck = commands.add_parser(
+        "live",
+        help="flip bits in the registers of a live processor",
+        description="Run an operator in another process, flip one bit of one register at a random moment, and classify "
+        "what becomes of it: masked, detected, detected without effect, missed, crash or hang. Linux on x86-64.",
+    )
+    command.add_options(struck)
     commands.add_parser("info", help="versions, instruction sets, threads and CPU")
     return parser
 
@@ -64,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "demo":
             return _demo(options)
+        if options.command == "live":
+            _check_target("--json", options.json)
+            return command.main(options)
         _info.show_versions()
     except (ValueError, OSError) as error:
         print(f"sedq: {error}", file=sys.stderr)

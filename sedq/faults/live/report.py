@@ -1,0 +1,172 @@
+"""What a campaign on a live processor showed: counts and rates by class of register and by function."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sedq._statistics import interval
+from sedq.faults.live.strikes import NOTHING, Trial, register_name
+
+__all__ = ["LiveResult", "Row"]
+
+COLUMNS = ("flips", "masked", "detected", "benign", "missed", "small", "latent", "error", "crash", "hang")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Counts of some trials.
+
+    Attributes
+    ----------
+    name : str
+        What they have in common.
+    counts : dict of str to int
+        Trials by outcome; ``"small_detected"`` and ``"small_missed"`` have a damage within the threshold.
+    """
+
+    name: str
+    counts: dict[str, int]
+
+    @property
+    def consequential(self) -> int:
+        """Flips that corrupted the output, and neither crashed, hung nor raised another error."""
+        return self.counts.get("detected", 0) + self.counts.get("missed", 0)
+
+    @property
+    def rate(self) -> float:
+        """Part of the consequential flips that was detected; NaN if there was none."""
+        return self.counts.get("detected", 0) / self.consequential if self.consequential else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Interval of the rate at 95 %."""
+        return interval(self.counts.get("detected", 0), self.consequential)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return counts, rate and interval as JSON has them."""
+        known = bool(self.consequential)
+        return {
+            "name": self.name,
+            "flips": sum(self.counts.values()),
+            "counts": self.counts,
+            "consequential": self.consequential,
+            "rate": self.rate if known else None,
+            "interval": list(self.interval) if known else None,
+        }
+
+
+@dataclass(frozen=True)
+class LiveResult:
+    """Trials of a campaign on a live processor, and what they show.
+
+    Attributes
+    ----------
+    header : dict
+        What was run: operator, check, shape, seed, registers, instruction set.
+    threshold : float
+        Damage beyond which a change counts, relative to the largest |output|.
+    trials : tuple of Trial
+        In order.
+    """
+
+    header: dict[str, Any]
+    threshold: float
+    trials: tuple[Trial, ...]
+
+    def outcome(self, trial: Trial) -> str:
+        """Return a trial's outcome, or ``"small_..."`` for a change within the threshold."""
+        small = trial.outcome in ("detected", "missed") and trial.damage <= self.threshold
+        return f"small_{trial.outcome}" if small else trial.outcome
+
+    def _row(self, name: str, trials: Iterable[Trial]) -> Row:
+        return Row(name, dict(Counter(map(self.outcome, trials))))
+
+    def by_kind(self) -> list[Row]:
+        """Return counts by class of register."""
+        return [
+            self._row(kind, (t for t in self.trials if t.kind == kind))
+            for kind in dict.fromkeys(t.kind for t in self.trials)
+        ]
+
+    def by_function(self) -> list[Row]:
+        """Return counts by function that was struck, those with misses first, then those struck most."""
+        groups: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            groups.setdefault(trial.function, []).append(trial)
+        rows = [self._row(name, trials) for name, trials in groups.items()]
+        return sorted(rows, key=lambda row: (-row.counts.get("missed", 0), -sum(row.counts.values()), row.name))
+
+    def misses(self) -> list[Trial]:
+        """Return the trials in which a consequential fault went unseen."""
+        return [t for t in self.trials if self.outcome(t) == "missed"]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the campaign is sound: of dummy strikes, none had any effect."""
+        return all(t.outcome == "masked" for t in self.trials if t.kind == NOTHING)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures, and every miss, as JSON has them."""
+        return {
+            "campaign": self.header,
+            "threshold": self.threshold,
+            "trials": len(self.trials),
+            "by_kind": [row.to_json() for row in self.by_kind()],
+            "by_function": [row.to_json() for row in self.by_function()],
+            "small_missed": sorted(t.damage for t in self.trials if self.outcome(t) == "small_missed"),
+            "missed": [asdict(t) for t in self.misses()],
+        }
+
+    def table(self) -> str:
+        """Return the figures as text."""
+        head = self.header
+        shape = " x ".join(map(str, head["shape"]))
+        lines = [
+            f"{head['operator']} {shape}, check={head['check']!r}, {head['isa']}, one thread; {len(self.trials)} trials, "
+            f"seed {head['seed']}",
+            "",
+            _line("register", COLUMNS),
+            *(_figures(row) for row in self.by_kind()),
+            "",
+            "Detected, of the flips that changed an output"
+            + (f" by more than {self.threshold:g} of the largest" if self.threshold else ""),
+        ]
+        lines += [f"  {_rate(row)}" for row in self.by_kind()]
+        rows = self.by_function()
+        lines += ["", _line("function", COLUMNS), *(_figures(row) for row in rows[:25])]
+        if len(rows) > 25:
+            lines.append(f"and {len(rows) - 25} functions more, without a miss")
+        if self.misses():
+            lines += ["", "Missed", *(f"  {self._describe(t)}" for t in self.misses()[:25])]
+            lines += [f"  and {len(self.misses()) - 25} more"] if len(self.misses()) > 25 else []
+        return "\n".join(lines)
+
+    def _describe(self, trial: Trial) -> str:
+        register = register_name(trial.kind, trial.register, self.header["registers"].get(trial.kind, (0, 0))[1])
+        return (
+            f"trial {trial.trial}: bit {trial.bit} of {register} at {trial.function} ({trial.module}+{trial.pc:#x}), "
+            f"damage {trial.damage:.2g}"
+        )
+
+
+def _line(name: str, cells: Iterable[object]) -> str:
+    return f"{name:<36}" + "".join(f"{cell!s:>9}" for cell in cells)
+
+
+def _figures(row: Row) -> str:
+    counts = row.counts | {
+        "flips": sum(row.counts.values()),
+        "small": row.counts.get("small_detected", 0) + row.counts.get("small_missed", 0),
+    }
+    return _line(row.name, (counts.get(column, 0) for column in COLUMNS))
+
+
+def _rate(row: Row) -> str:
+    if not row.consequential:
+        return f"{row.name}: no such flip"
+    low, high = row.interval
+    missed = row.counts.get("missed", 0)
+    return f"{row.name}: {row.rate:.2%} ({low:.2%} to {high:.2%} at 95 %), {missed} of {row.consequential} missed"

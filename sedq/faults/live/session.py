@@ -1,0 +1,235 @@
+"""Strikes against a live process: a template, its workers, and the classification of what they do."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from sedq._core import _ptrace
+from sedq.faults.live import protocol
+from sedq.faults.live.strikes import NOTHING, Strike, Trial
+from sedq.faults.live.symbols import Image, images
+from sedq.faults.live.targets import damage
+from sedq.recovery import KINDS
+
+__all__ = ["LiveError", "Session"]
+
+TRIALS_PER_WORKER = 256
+PATIENCE = 120.0  # seconds until a template must have built its target
+
+
+class LiveError(RuntimeError):
+    """The processes of a campaign don't do what they must even without a fault."""
+
+
+class Session:
+    """A template process and its current worker; a context manager, to be used by one thread.
+
+    Parameters
+    ----------
+    options : dict
+        operator, check, shape and seed of the target.
+    timeout : float
+        Seconds after which a call hangs.
+    """
+
+    def __init__(self, options: dict[str, Any], timeout: float) -> None:
+        self.options, self.timeout = options, int(timeout * 1e9)
+        self._worker: _ptrace.Tracee | None = None
+        self._memory = -1
+        self._trials_left = 0
+        self.duration = 0.0  # of a call without a fault, in ns
+
+    def __enter__(self) -> Session:
+        control, self._control = os.pipe()
+        self._reply, reply = os.pipe()
+        go, self._go = os.pipe()
+        self._done, done = os.pipe()
+        command = [sys.executable, "-m", protocol.CHILD, json.dumps(self.options), *map(str, (control, reply, go, done))]
+        try:
+            self._template = subprocess.Popen(
+                command, pass_fds=(control, reply, go, done), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+        finally:
+            for fd in (control, reply, go, done):
+                os.close(fd)
+        try:
+            self._learn(json.loads(self._answer()))
+            self._calibrate()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker and the template."""
+        self._discard()
+        for fd in (self._control, self._reply, self._go, self._done):
+            os.close(fd)
+        try:
+            self._template.wait(5)
+        except subprocess.TimeoutExpired:
+            self._template.kill()
+            self._template.wait()
+
+    def _answer(self) -> str:
+        """Return the next line from the template."""
+        line, until = b"", time.monotonic() + PATIENCE
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([self._reply], [], [], max(0.0, until - time.monotonic()))
+            part = os.read(self._reply, 65536) if ready else b""
+            if not part:
+                raise LiveError("the template process ended, or didn't answer")
+            line += part
+        return line.decode()
+
+    def _learn(self, told: dict[str, Any]) -> None:
+        """Take in what the template tells of its memory, and read its operands as they must stay."""
+        self._last: int = told["last"]
+        self.isa: str = told["isa"]
+        self._out: tuple[int, int] = (told["out"][0], told["out"][1])
+        self.want = np.frombuffer(bytes.fromhex(told["want"]), told["dtype"])
+        self._places: dict[str, tuple[int, int]] = {name: (at[0], at[1]) for name, at in told["operands"].items()}
+        self.images = images(self._template.pid, set(told["modules"]))
+        if len(self.images) != len(told["modules"]):
+            raise LiveError(f"found the code of {[i.path for i in self.images]}, expected that of {told['modules']}")
+        memory = os.open(f"/proc/{self._template.pid}/mem", os.O_RDONLY)
+        try:
+            self._sound = {name: os.pread(memory, size, at) for name, (at, size) in self._places.items()}
+        finally:
+            os.close(memory)
+
+    # ---- workers
+
+    def worker(self) -> _ptrace.Tracee:
+        """Return the current worker, or a new one."""
+        if self._worker is None:
+            while select.select([self._done], [], [], 0)[0]:
+                os.read(self._done, 1)
+            os.write(self._control, b"f")
+            pid = int(self._answer())
+            self._worker = _ptrace.Tracee(pid)
+            self._memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
+            self._trials_left = TRIALS_PER_WORKER
+            self._expect_sound("a new worker's first call")
+        return self._worker
+
+    def _discard(self) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+            os.close(self._memory)
+            self._worker = None
+
+    def _call(self) -> tuple[int, int]:
+        """Run one call to its end, as `Tracee.wait` says it."""
+        assert self._worker is not None
+        os.write(self._go, protocol.ONCE)
+        return self._worker.wait(self._done, self.timeout)
+
+    def _expect_sound(self, what: str) -> None:
+        ended = self._call()
+        if ended != (_ptrace.WROTE, protocol.RETURNED) or self._changed() or self._changed_operands():
+            raise LiveError(f"{what} ended as {ended}, expected a right result")
+
+    def _calibrate(self) -> None:
+        """Measure how long a call takes, from telling the worker to its answer."""
+        self.worker()
+        times = []
+        for _ in range(200):
+            begin = time.perf_counter_ns()
+            self._call()
+            times.append(time.perf_counter_ns() - begin)
+        self.duration = float(np.quantile(times, 0.75))
+
+    # ---- memory
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return bytes of the worker's memory."""
+        return os.pread(self._memory, size, address)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write to the worker's memory, code included."""
+        os.pwrite(self._memory, data, address)
+
+    def _changed(self) -> float:
+        return damage(np.frombuffer(self.read(*self._out), self.want.dtype), self.want)
+
+    def _changed_operands(self) -> tuple[str, ...]:
+        return tuple(name for name, place in self._places.items() if self.read(*place) != self._sound[name])
+
+    def image_at(self, pc: int) -> Image | None:
+        """Return the compiled module whose code an address lies in."""
+        for image in self.images:
+            if image.low <= pc < image.high:
+                return image
+        return None
+
+    # ---- trials
+
+    def run(self, strike: Strike) -> Trial:
+        """Strike a worker, and see what becomes of it."""
+        worker = self.worker()
+        tries, image, pc = self._meet(worker, strike)
+        return self.struck(strike, tries, image, pc)
+
+    def _meet(self, worker: _ptrace.Tracee, strike: Strike) -> tuple[int, Image, int]:
+        """Let the worker run call after call, and stop it inside the extension."""
+        os.write(self._go, protocol.REPEAT)
+        for tries, moment in enumerate(strike.moments, 1):
+            pc = worker.interrupt(int(moment * self.duration))
+            image = self.image_at(pc)
+            if image is not None:
+                self.write(self._last, b"\1")  # the call it is in is to be the last
+                return tries, image, pc
+            worker.resume()
+        raise LiveError(f"trial {strike.trial}: {len(strike.moments)} stops, none of them inside the extension")
+
+    def struck(self, strike: Strike, tries: int, image: Image, pc: int) -> Trial:
+        """Flip the bit in the stopped worker, let it go on, and classify."""
+        worker = self.worker()
+        if strike.kind != NOTHING:
+            worker.flip(strike.kind, strike.register, strike.bit)
+        worker.resume()
+        offset = pc - image.base
+        where = (*strike[:4], tries, image.function(offset), image.name, offset)
+        trial = Trial(*where, **self._classify(*worker.wait(self._done, self.timeout)))
+        self._trials_left -= 1
+        if trial.outcome != "masked" or self._trials_left <= 0:
+            self._discard()
+        return trial
+
+    def _classify(self, event: int, value: int) -> dict[str, Any]:
+        if event == _ptrace.SILENT:
+            return {"outcome": "hang"}
+        if event == _ptrace.STOPPED:
+            return {"outcome": "crash", "detail": signal.Signals(value).name}
+        if event == _ptrace.ENDED:
+            return {"outcome": "crash", "detail": f"status {value}"}
+        seen: dict[str, Any] = {"damage": self._changed(), "operands": self._changed_operands()}
+        if value == protocol.RETURNED:
+            outcome = {"outcome": "missed"} if seen["damage"] else self._control_call()
+            return seen | outcome
+        if value - protocol.DETECTED in KINDS:
+            return seen | {"outcome": "detected" if seen["damage"] else "benign", "check": KINDS[value - protocol.DETECTED]}
+        return seen | {"outcome": "error"}
+
+    def _control_call(self) -> dict[str, Any]:
+        """After a fault that changed no output: the next call must be right, or the fault lies in wait."""
+        event, value = self._call()
+        if event != _ptrace.WROTE:
+            return {"outcome": "latent", "detail": "hang" if event == _ptrace.SILENT else "crash"}
+        if value != protocol.RETURNED:
+            return {"outcome": "latent", "detail": "detected" if value >= protocol.DETECTED else "error"}
+        return {"outcome": "latent", "detail": "missed"} if self._changed() else {"outcome": "masked"}
