@@ -64,6 +64,7 @@ def _describe(target: Target, last: Array, operator: str) -> dict[str, Any]:
         "last": last.ctypes.data,
         "out": [target.out.ctypes.data, target.out.nbytes],
         "dtype": str(target.out.dtype),
+        "limits": target.limits.tolist(),
         "want": target.want.tobytes().hex(),
         "operands": {name: [a.ctypes.data, a.nbytes] for name, a in target.operands.items()},
     }

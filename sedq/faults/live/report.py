@@ -12,6 +12,7 @@ from sedq.faults.live.strikes import NOTHING, Trial, register_name
 
 __all__ = ["LiveResult", "Row"]
 
+VISIBLE = 1e-4  # of the largest |output|: what counts as a change of a bag that someone would notice
 COLUMNS = ("flips", "masked", "detected", "benign", "missed", "small", "latent", "error", "crash", "hang")
 
 
@@ -24,7 +25,8 @@ class Row:
     name : str
         What they have in common.
     counts : dict of str to int
-        Trials by outcome; ``"small_detected"`` and ``"small_missed"`` have a damage within the threshold.
+        Trials by outcome; ``"small_detected"`` and ``"small_missed"`` changed a bag within the threshold
+        in force.
     """
 
     name: str
@@ -66,19 +68,16 @@ class LiveResult:
     ----------
     header : dict
         What was run: operator, check, shape, seed, registers, instruction set.
-    threshold : float
-        Damage beyond which a change counts, relative to the largest |output|.
     trials : tuple of Trial
         In order.
     """
 
     header: dict[str, Any]
-    threshold: float
     trials: tuple[Trial, ...]
 
     def outcome(self, trial: Trial) -> str:
         """Return a trial's outcome, or ``"small_..."`` for a change within the threshold."""
-        small = trial.outcome in ("detected", "missed") and trial.damage <= self.threshold
+        small = trial.outcome in ("detected", "missed") and not trial.beyond
         return f"small_{trial.outcome}" if small else trial.outcome
 
     def _row(self, name: str, trials: Iterable[Trial]) -> Row:
@@ -103,6 +102,10 @@ class LiveResult:
         """Return the trials in which a consequential fault went unseen."""
         return [t for t in self.trials if self.outcome(t) == "missed"]
 
+    def small_missed(self) -> list[float]:
+        """Return the sizes of the changes that went unseen within the threshold in force, in order."""
+        return sorted(t.damage for t in self.trials if self.outcome(t) == "small_missed")
+
     @property
     def passed(self) -> bool:
         """Whether the campaign is sound: of dummy strikes, none had any effect."""
@@ -112,11 +115,10 @@ class LiveResult:
         """Return the figures, and every miss, as JSON has them."""
         return {
             "campaign": self.header,
-            "threshold": self.threshold,
             "trials": len(self.trials),
             "by_kind": [row.to_json() for row in self.by_kind()],
             "by_function": [row.to_json() for row in self.by_function()],
-            "small_missed": sorted(t.damage for t in self.trials if self.outcome(t) == "small_missed"),
+            "small_missed": self.small_missed(),
             "missed": [asdict(t) for t in self.misses()],
         }
 
@@ -132,9 +134,14 @@ class LiveResult:
             *(_figures(row) for row in self.by_kind()),
             "",
             "Detected, of the flips that changed an output"
-            + (f" by more than {self.threshold:g} of the largest" if self.threshold else ""),
+            + (" beyond its rounding bound" if head["operator"] == "bag" else ""),
         ]
         lines += [f"  {_rate(row)}" for row in self.by_kind()]
+        if small := self.small_missed():
+            visible = sum(size > VISIBLE for size in small)
+            lines.append(
+                f"  {len(small)} within the bound went unseen, {visible} of them above {VISIBLE:g} of the largest output"
+            )
         rows = self.by_function()
         lines += ["", _line("function", COLUMNS), *(_figures(row) for row in rows[:25])]
         if len(rows) > 25:

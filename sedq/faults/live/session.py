@@ -101,6 +101,7 @@ class Session:
         self.isa: str = told["isa"]
         self._out: tuple[int, int] = (told["out"][0], told["out"][1])
         self.want = np.frombuffer(bytes.fromhex(told["want"]), told["dtype"])
+        self._limits = np.array(told["limits"])
         self._places: dict[str, tuple[int, int]] = {name: (at[0], at[1]) for name, at in told["operands"].items()}
         self.images = images(self._template.pid, set(told["modules"]))
         if len(self.images) != len(told["modules"]):
@@ -140,7 +141,7 @@ class Session:
 
     def _expect_sound(self, what: str) -> None:
         ended = self._call()
-        if ended != (_ptrace.WROTE, protocol.RETURNED) or self._changed() or self._changed_operands():
+        if ended != (_ptrace.WROTE, protocol.RETURNED) or self._changed()[0] or self._changed_operands():
             raise LiveError(f"{what} ended as {ended}, expected a right result")
 
     def _calibrate(self) -> None:
@@ -163,8 +164,8 @@ class Session:
         """Write to the worker's memory, code included."""
         os.pwrite(self._memory, data, address)
 
-    def _changed(self) -> float:
-        return damage(np.frombuffer(self.read(*self._out), self.want.dtype), self.want)
+    def _changed(self) -> tuple[float, bool]:
+        return damage(np.frombuffer(self.read(*self._out), self.want.dtype), self.want, self._limits)
 
     def _changed_operands(self) -> tuple[str, ...]:
         return tuple(name for name, place in self._places.items() if self.read(*place) != self._sound[name])
@@ -217,12 +218,13 @@ class Session:
             return {"outcome": "crash", "detail": signal.Signals(value).name}
         if event == _ptrace.ENDED:
             return {"outcome": "crash", "detail": f"status {value}"}
-        seen: dict[str, Any] = {"damage": self._changed(), "operands": self._changed_operands()}
+        size, beyond = self._changed()
+        seen: dict[str, Any] = {"damage": size, "beyond": beyond, "operands": self._changed_operands()}
         if value == protocol.RETURNED:
-            outcome = {"outcome": "missed"} if seen["damage"] else self._control_call()
+            outcome = {"outcome": "missed"} if size else self._control_call()
             return seen | outcome
         if value - protocol.DETECTED in KINDS:
-            return seen | {"outcome": "detected" if seen["damage"] else "benign", "check": KINDS[value - protocol.DETECTED]}
+            return seen | {"outcome": "detected" if size else "benign", "check": KINDS[value - protocol.DETECTED]}
         return seen | {"outcome": "error"}
 
     def _control_call(self) -> dict[str, Any]:
@@ -232,4 +234,4 @@ class Session:
             return {"outcome": "latent", "detail": "hang" if event == _ptrace.SILENT else "crash"}
         if value != protocol.RETURNED:
             return {"outcome": "latent", "detail": "detected" if value >= protocol.DETECTED else "error"}
-        return {"outcome": "latent", "detail": "missed"} if self._changed() else {"outcome": "masked"}
+        return {"outcome": "latent", "detail": "missed"} if self._changed()[0] else {"outcome": "masked"}

@@ -63,6 +63,8 @@ class Trial:
         a detection. ``"crash"``, ``"hang"``: a fatal signal, or no answer in time.
     damage : float
         Largest change of an output, relative to the largest |output|.
+    beyond : bool
+        Whether a change exceeds the threshold in force: any change of an integer, the rounding bound for a bag.
     check : str
         The first check that disagreed, if any.
     detail : str
@@ -81,6 +83,7 @@ class Trial:
     pc: int
     outcome: str
     damage: float = 0.0
+    beyond: bool = False
     check: str = ""
     detail: str = ""
     operands: tuple[str, ...] = ()

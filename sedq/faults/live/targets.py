@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ Array = NDArray[Any]
 SHAPES: dict[str, tuple[int, ...]] = {"qlinear": (13, 211, 517), "bag": (21, 600, 83), "probe": (1,)}
 OPERATORS = tuple(SHAPES)
 POOLING = 33
+SMALLEST, LARGEST = 1e-300, 1e300
 PROBE_LOOPS = 100_000
 
 
@@ -40,12 +42,15 @@ class Target:
         Where the result goes, and what it must be.
     operands : dict of str to ndarray
         Memory that the operator reads, and that must not change.
+    limits : ndarray of float64
+        For each row of the output, the largest change that the check may overlook: the threshold in force.
     """
 
     call: Callable[[], object]
     out: Array
     want: Array
     operands: dict[str, Array]
+    limits: Array
 
 
 def check_shape(operator: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -99,7 +104,7 @@ def _qlinear(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Ta
     (epilogue,) = packed._epilogues.values()
     operands = {"x": x, "panels": packed._core.panels, "digits": packed._core.digits}
     operands |= {name: getattr(epilogue, name) for name in ("col_term", "bias", "mult", "digest")}
-    return Target(call, out, out, operands)
+    return Target(call, out, out, operands, np.zeros(m))
 
 
 def _bag(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Target:
@@ -115,7 +120,20 @@ def _bag(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Target
         return bag(indices, offsets, weights, True, check=check, out=out)
 
     operands = {"rows": bag._table.rows, "indices": indices, "offsets": offsets, "per_sample_weights": weights}
-    return Target(call, out, out, operands)
+    return Target(call, out, out, operands, _rounding_bounds(bag, indices, offsets, weights))
+
+
+def _rounding_bounds(bag: EmbeddingBag, indices: Array, offsets: Array, weights: Array) -> Array:
+    """Return the bound on the residual of each bag, as the operator's documentation defines it."""
+    fused, dim = bag.to_fused(), bag.shape[1]
+    scale, bias = fused[:, dim:].copy().view(np.float32).astype(np.float64).T
+    size = abs(scale) * fused[:, :dim].sum(axis=1) + dim * abs(bias)
+    bounds = []
+    for begin, end in itertools.pairwise(offsets):
+        steps = (end - begin + 5) * 2.0**-24
+        magnitude = (abs(weights[begin:end]) * size[indices[begin:end]]).sum()
+        bounds.append(steps / (1 - steps) * magnitude + dim * (257 * (end - begin) + 4) * 2.0**-126)
+    return np.array(bounds)
 
 
 def _probe(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Target:
@@ -127,13 +145,18 @@ def _probe(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Targ
         out[:] = held
         _ptrace.probe(out, PROBE_LOOPS * shape[0])
 
-    return Target(call, out, out, {"held": held})
+    return Target(call, out, out, {"held": held}, np.zeros(1))
 
 
-def damage(got: Array, want: Array) -> float:
-    """Return the largest change of an output, relative to the largest |output|; 0 only if no bit differs."""
+def damage(got: Array, want: Array, limits: Array) -> tuple[float, bool]:
+    """Return the largest change of an output, relative to the largest |output|, and whether one exceeds its row's limit.
+
+    The change is 0 only if no bit differs, and at most LARGEST, which stands for what isn't finite.
+    """
     if got.tobytes() == want.tobytes():
-        return 0.0
+        return 0.0, False
     with np.errstate(all="ignore"):
-        change = np.abs(got.astype(np.float64) - want.astype(np.float64)).max() / np.abs(want.astype(np.float64)).max()
-    return max(float(change), 5e-324) if np.isfinite(change) else float("inf")
+        changes = np.abs(got.astype(np.float64) - want.astype(np.float64)).reshape(len(limits), -1).max(axis=1)
+        largest = changes.max() / np.abs(want.astype(np.float64)).max()
+    beyond = bool((~(changes <= limits)).any())
+    return (min(max(float(largest), SMALLEST), LARGEST) if np.isfinite(largest) else LARGEST), beyond
