@@ -176,4 +176,4 @@ def _rate(row: Row) -> str:
         return f"{row.name}: no such flip"
     low, high = row.interval
     missed = row.counts.get("missed", 0)
-    return f"{row.name}: {row.rate:.2%} ({low:.2%} to {high:.2%} at 95 %), {missed} of {row.consequential} missed"
+    return f"{row.name}: {100 * row.rate:.2f} % ({100 * low:.2f} % to {100 * high:.2f} % at 95 %), {missed} of {row.consequential} missed"
