@@ -316,6 +316,20 @@ INLINE __m512i opaque(__m512i x)
     return x;
 }
 
+/* the same pointer, to memory of which the optimiser knows nothing */
+INLINE const sedq_epilogue *forget(const sedq_epilogue *e)
+{
+    __asm__ volatile("" : "+r"(e) : : "memory");
+    return e;
+}
+
+/* the first n > 0 of 16 lanes, made anew each time */
+INLINE __mmask16 mask_of(int n)
+{
+    __asm__ volatile("" : "+r"(n));
+    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
 INLINE void add_to(uint32_t *lanes, __m512i x)
 {
     _mm512_storeu_si512(lanes, _mm512_add_epi32(_mm512_loadu_si512(lanes), x));
@@ -325,8 +339,7 @@ INLINE void add_to(uint32_t *lanes, __m512i x)
 INLINE void store_rows(const int kind, const int check, const int V, int rows, int cols, const int32_t *tile,
                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
 {
-    const int left = cols - (V - 1) * 16;
-    const __mmask16 last = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+    const __mmask16 last = mask_of(cols - (V - 1) * 16);
     __m512i digest = _mm512_setzero_si512();
     columns p[4];
 #pragma GCC unroll 4
@@ -345,8 +358,12 @@ INLINE void store_rows(const int kind, const int check, const int V, int rows, i
                 out_sum = _mm512_add_epi32(out_sum, y);
             }
             if (check == SEDQ_CHECK_FULL) {
-                const __m512i again = opaque(finish(kind, e, &p[v], opaque(acc), row_sums[r]));
-                sums->twice |= _mm512_mask_cmpneq_epi32_mask(m, again, y);
+                /* parameters and mask anew: a fault in the registers that hold them for all rows would be in both results */
+                const sedq_epilogue *anew = forget(e);
+                __m512i unused = _mm512_setzero_si512();
+                const columns q = load_columns(kind, anew, v * 16, &unused);
+                const __m512i again = finish(kind, anew, &q, opaque(acc), row_sums[r]);
+                sums->twice |= _mm512_cmpneq_epi32_mask(_mm512_maskz_mov_epi32(mask_of(cols - v * 16), opaque(again)), y);
             }
             if (kind == OUT_U8)
                 _mm_mask_storeu_epi8((uint8_t *)out + at, m, _mm512_cvtepi32_epi8(y));
