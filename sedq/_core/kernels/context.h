@@ -141,6 +141,7 @@ void SEDQ_INIT(gemm_reference)(sedq_context *);
 void SEDQ_INIT(embedding_reference)(sedq_context *);
 void SEDQ_INIT(dense_reference)(sedq_context *);
 void SEDQ_INIT(gemm_avx2)(sedq_context *);
+void SEDQ_INIT(epilogue_avx2)(sedq_context *);
 void SEDQ_INIT(embedding_avx2)(sedq_context *);
 void SEDQ_INIT(dense_avx2)(sedq_context *);
 void SEDQ_INIT(gemm_avxvnni)(sedq_context *);

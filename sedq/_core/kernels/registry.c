@@ -20,6 +20,7 @@ static void init_avx2(sedq_context *c)
 {
     init_reference(c);
     SEDQ_INIT(gemm_avx2)(c);
+    SEDQ_INIT(epilogue_avx2)(c);
     SEDQ_INIT(embedding_avx2)(c);
     SEDQ_INIT(dense_avx2)(c);
 }

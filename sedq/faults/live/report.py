@@ -174,6 +174,6 @@ def _figures(row: Row) -> str:
 def _rate(row: Row) -> str:
     if not row.consequential:
         return f"{row.name}: no such flip"
-    low, high = row.interval
+    rate, low, high = (f"{100 * value:.2f} %" for value in (row.rate, *row.interval))
     missed = row.counts.get("missed", 0)
-    return f"{row.name}: {100 * row.rate:.2f} % ({100 * low:.2f} % to {100 * high:.2f} % at 95 %), {missed} of {row.consequential} missed"
+    return f"{row.name}: {rate} ({low} to {high} at 95 %), {missed} of {row.consequential} missed"

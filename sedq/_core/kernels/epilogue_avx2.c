@@ -1,0 +1,332 @@
+/* What follows the product on AVX2: sums of accumulators, requantisation or conversion, sums of what is stored, stores.
+ *
+ * A tile of accumulators comes from an L1 scratch. Whole chunks of 32 columns go row by row, with the columns' parameters as
+ * operands from L1; what is left goes by strips of 8 columns, masked; a single column goes with rows in the lanes. */
+#include "bytes_avx2.h"
+#include "context.h"
+
+static void reduce_lanes(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out)
+{
+    for (int64_t r = 0; r < rows; r++)
+        out[r] = reduce(_mm256_add_epi32(_mm256_loadu_si256((const __m256i *)lanes[r]),
+                                         _mm256_loadu_si256((const __m256i *)(lanes[r] + 8))));
+}
+
+static void wide_sum(int rows, int cols, const int32_t *tile, int64_t *sum)
+{
+    for (int r = 0; r < rows; r++, tile += SEDQ_NR) {
+        __m256i wide = _mm256_setzero_si256();
+        int64_t lane[4];
+        int j = 0;
+        for (; j + 4 <= cols; j += 4)
+            wide = _mm256_add_epi64(wide, _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)(tile + j))));
+        _mm256_storeu_si256((__m256i *)lane, wide);
+        sum[r] += lane[0] + lane[1] + lane[2] + lane[3];
+        for (; j < cols; j++)
+            sum[r] += tile[j];
+    }
+}
+
+enum { OUT_I32, OUT_U8, OUT_F32 };
+
+typedef struct {
+    __m256i term, w_zp;
+    __m256 bias, mult;
+} columns;
+
+INLINE columns load_columns(const int kind, const sedq_epilogue *e, int j, __m256i *digest)
+{
+    columns p;
+    p.term = _mm256_loadu_si256((const __m256i *)(e->col_term + j));
+    *digest = _mm256_add_epi32(*digest, p.term);
+    p.w_zp = _mm256_setzero_si256();
+    if (e->w_zp) {
+        p.w_zp = _mm256_loadu_si256((const __m256i *)(e->w_zp + j));
+        *digest = _mm256_add_epi32(*digest, p.w_zp);
+    }
+    p.bias = p.mult = _mm256_setzero_ps();
+    if (kind != OUT_I32) {
+        p.bias = _mm256_loadu_ps(e->bias + j);
+        p.mult = _mm256_loadu_ps(e->mult + j);
+        *digest = _mm256_add_epi32(
+            *digest, _mm256_add_epi32(_mm256_castps_si256(p.bias), _mm256_castps_si256(p.mult)));
+    }
+    return p;
+}
+
+/* 8 outputs as 32-bit words */
+INLINE __m256i finish(const int kind, const sedq_epilogue *e, const columns *p, __m256i acc, uint32_t row_sum)
+{
+    __m256i raw = _mm256_sub_epi32(acc, p->term);
+    if (e->w_zp)
+        raw = _mm256_sub_epi32(raw, _mm256_mullo_epi32(p->w_zp, _mm256_set1_epi32((int32_t)row_sum)));
+    if (kind == OUT_I32)
+        return raw;
+    const __m256 value = _mm256_cvtepi32_ps(raw);
+    if (kind == OUT_F32)
+        return _mm256_castps_si256(
+            _mm256_max_ps(_mm256_fmadd_ps(value, p->mult, p->bias), _mm256_set1_ps(e->low)));
+    __m256 y = _mm256_mul_ps(_mm256_add_ps(value, p->bias), p->mult);
+    y = _mm256_max_ps(y, _mm256_set1_ps(e->low));
+    y = _mm256_min_ps(y, _mm256_set1_ps(e->high));
+    return _mm256_add_epi32(_mm256_cvtps_epi32(y), _mm256_set1_epi32(e->y_zp));
+}
+
+INLINE __m256i opaque(__m256i x)
+{
+    __asm__ volatile("" : "+x"(x));
+    return x;
+}
+
+/* the same pointer, to memory of which the optimiser knows nothing */
+INLINE const sedq_epilogue *forget(const sedq_epilogue *e)
+{
+    __asm__ volatile("" : "+r"(e) : : "memory");
+    return e;
+}
+
+/* the first n of 8 lanes, made anew each time */
+INLINE __m256i mask_of(int n)
+{
+    __asm__ volatile("" : "+r"(n));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE void add_to(uint32_t *lanes, __m256i x)
+{
+    __m256i *at = (__m256i *)lanes;
+    _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), x));
+}
+
+/* the first n of 8 words, or their low bytes */
+INLINE void store_words(const int kind, __m256i y, __m256i mask, int n, char *out, int64_t at)
+{
+    if (kind != OUT_U8) {
+        _mm256_maskstore_epi32((int *)out + at, mask, y);
+        return;
+    }
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+    const int64_t bytes = _mm_cvtsi128_si64(_mm_packus_epi16(words, words));
+    if (n >= 8)
+        memcpy(out + at, &bytes, 8);
+    else if (n > 0) /* else padding alone */
+        memcpy(out + at, &bytes, (size_t)n);
+}
+
+INLINE void store_strip(const int kind, const int check, int rows, int j, int n, const int32_t *tile,
+                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums,
+                        __m256i *digest)
+{
+    const columns p = load_columns(kind, e, j, digest);
+    const __m256i mask = mask_of(n);
+    for (int r = 0; r < rows; r++) {
+        const __m256i acc = _mm256_load_si256((const __m256i *)(tile + r * SEDQ_NR + j));
+        const __m256i y = _mm256_and_si256(finish(kind, e, &p, acc, row_sums[r]), mask);
+        if (check) {
+            add_to(sums->acc[r], _mm256_and_si256(acc, mask));
+            add_to(sums->out[r], y);
+        }
+        if (check == SEDQ_CHECK_FULL) {
+            /* parameters and mask anew: a fault in the registers that hold them for all rows would be in both results */
+            const sedq_epilogue *anew = forget(e);
+            __m256i unused = _mm256_setzero_si256();
+            const columns q = load_columns(kind, anew, j, &unused);
+            const __m256i again = _mm256_and_si256(finish(kind, anew, &q, opaque(acc), row_sums[r]), mask_of(n));
+            const __m256i differs = _mm256_xor_si256(opaque(again), y);
+            sums->twice |= !_mm256_testz_si256(differs, differs);
+        }
+        store_words(kind, y, mask, n, out, r * ldo + j);
+    }
+}
+
+/* The low bytes of four vectors of 8 words that lie in 0 .. 255. */
+INLINE __m256i pack_bytes(const __m256i *y)
+{
+    const __m256i words = _mm256_packus_epi16(_mm256_packs_epi32(y[0], y[1]), _mm256_packs_epi32(y[2], y[3]));
+    return _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* 32 outputs of one row; their accumulators are summed on the way. */
+INLINE void finish_chunk(const int kind, const sedq_epilogue *e, int j, const int32_t *acc, uint32_t row_sum, __m256i *y,
+                         __m256i *acc_sum)
+{
+    __m256i unused = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++) {
+        const columns p = load_columns(kind, e, j + v * 8, &unused);
+        const __m256i in = _mm256_load_si256((const __m256i *)(acc + v * 8));
+        y[v] = finish(kind, e, &p, in, row_sum);
+        *acc_sum = _mm256_add_epi32(*acc_sum, in);
+    }
+}
+
+/* 32 columns, row by row: parameters are operands from L1, and a row's sums stay in registers. The outputs that are summed are
+ * packed as those that are stored, and with full checking they are of the second computation, whose parameters and accumulators
+ * are loaded anew: what is stored is read back against the other. */
+INLINE void store_chunk(const int kind, const int check, int rows, int j, const int32_t *tile, const uint32_t *row_sums,
+                        const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums, __m256i *digest)
+{
+    for (int v = 0; v < 4; v++)
+        load_columns(kind, e, j + v * 8, digest);
+    for (int r = 0; r < rows; r++) {
+        __m256i acc_sum = _mm256_setzero_si256(), y[4], again[4], ignored = acc_sum;
+        finish_chunk(kind, e, j, tile + r * SEDQ_NR + j, row_sums[r], y, &acc_sum);
+        if (check == SEDQ_CHECK_FULL)
+            finish_chunk(kind, forget(e), j, tile + r * SEDQ_NR + j, row_sums[r], again, &ignored);
+        const __m256i *summed = check == SEDQ_CHECK_FULL ? again : y;
+        __m256i out_sum;
+        if (kind == OUT_U8) {
+            const __m256i bytes = pack_bytes(y), other = check == SEDQ_CHECK_FULL ? pack_bytes(again) : bytes;
+            if (check == SEDQ_CHECK_FULL) {
+                const __m256i differs = _mm256_xor_si256(bytes, other);
+                sums->twice |= !_mm256_testz_si256(differs, differs);
+            }
+            out_sum = _mm256_sad_epu8(other, _mm256_setzero_si256());
+            _mm256_storeu_si256((__m256i *)((uint8_t *)out + r * ldo + j), bytes);
+        } else {
+            out_sum = _mm256_add_epi32(_mm256_add_epi32(summed[0], summed[1]), _mm256_add_epi32(summed[2], summed[3]));
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                if (check == SEDQ_CHECK_FULL) {
+                    const __m256i differs = _mm256_xor_si256(y[v], again[v]);
+                    sums->twice |= !_mm256_testz_si256(differs, differs);
+                }
+                _mm256_storeu_si256((__m256i *)((int32_t *)out + r * ldo + j + v * 8), y[v]);
+            }
+        }
+        if (check) {
+            add_to(sums->acc[r], acc_sum);
+            add_to(sums->out[r], out_sum);
+        }
+    }
+}
+
+/* The parameters of a single column for rows in the lanes. Row sums, which weight zero points multiply, differ from lane to
+ * lane: they go into the term. */
+INLINE columns spread_column(const int kind, const sedq_epilogue *e, int rows, const uint32_t *row_sums)
+{
+    columns p = {_mm256_set1_epi32(e->col_term[0]), _mm256_setzero_si256(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    _Alignas(32) uint32_t sum[8] = {0};
+    if (e->w_zp) {
+        memcpy(sum, row_sums, (size_t)rows * sizeof *sum);
+        p.term = _mm256_add_epi32(p.term, _mm256_mullo_epi32(_mm256_set1_epi32(e->w_zp[0]),
+                                                             _mm256_load_si256((const __m256i *)sum)));
+    }
+    if (kind != OUT_I32) {
+        p.bias = _mm256_set1_ps(e->bias[0]);
+        p.mult = _mm256_set1_ps(e->mult[0]);
+    }
+    return p;
+}
+
+INLINE __m256i finish_column(const int kind, const sedq_epilogue *e, int rows, const uint32_t *row_sums, __m256i acc)
+{
+    const columns p = spread_column(kind, e, rows, row_sums);
+    sedq_epilogue scalars = *e;
+    scalars.w_zp = NULL;
+    return finish(kind, &scalars, &p, acc, 0);
+}
+
+/* A single column: rows in the lanes. The sums are of the second computation, if there is one. */
+INLINE void store_column(const int kind, const int check, int rows, const int32_t *tile, const uint32_t *row_sums,
+                         const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
+{
+    _Alignas(32) int32_t acc[8] = {0}, y[8], summed[8];
+    for (int r = 0; r < rows; r++)
+        acc[r] = tile[r * SEDQ_NR];
+    const __m256i in = _mm256_load_si256((const __m256i *)acc);
+    const __m256i result = finish_column(kind, e, rows, row_sums, in);
+    __m256i again = result;
+    if (check == SEDQ_CHECK_FULL) {
+        again = opaque(finish_column(kind, forget(e), rows, row_sums, opaque(in)));
+        const __m256i differs = _mm256_xor_si256(again, result);
+        sums->twice |= !_mm256_testz_si256(differs, differs);
+    }
+    _mm256_store_si256((__m256i *)y, result);
+    _mm256_store_si256((__m256i *)summed, again);
+    for (int r = 0; r < rows; r++) {
+        if (check) {
+            sums->acc[r][0] += (uint32_t)acc[r];
+            sums->out[r][0] += (uint32_t)summed[r];
+        }
+        if (kind == OUT_U8)
+            ((uint8_t *)out)[r * ldo] = (uint8_t)y[r];
+        else
+            ((int32_t *)out)[r * ldo] = y[r];
+    }
+}
+
+INLINE void store_tile(const int kind, const int check, int rows, int cols, const int32_t *tile,
+                       const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
+{
+    __m256i digest = _mm256_setzero_si256();
+    int j = 0;
+    if (cols == 1)
+        store_column(kind, check, rows, tile, row_sums, e, out, ldo, sums);
+    for (; j + 32 <= cols; j += 32)
+        store_chunk(kind, check, rows, j, tile, row_sums, e, out, ldo, sums, &digest);
+    for (; cols > 1 && j < cols; j += 8)
+        store_strip(kind, check, rows, j, cols - j, tile, row_sums, e, out, ldo, sums, &digest);
+    for (; check && j < (cols + SEDQ_NV - 1) / SEDQ_NV * SEDQ_NV; j += 8) /* parameters are padded, and all summed */
+        load_columns(kind, e, j, &digest);
+    if (check) {
+        add_to(sums->params, digest);
+        sums->params[0] += sedq_scalar_bits(e);
+    }
+}
+
+#define STORE(name, kind)                                                                                              \
+    static void name(int rows, int cols, const int32_t *tile, const uint32_t *row_sums, const sedq_epilogue *e,        \
+                     void *out, int64_t ldo, int check, sedq_tile_sums *sums)                                          \
+    {                                                                                                                  \
+        if (check == SEDQ_CHECK_OFF)                                                                                   \
+            store_tile(kind, SEDQ_CHECK_OFF, rows, cols, tile, row_sums, e, out, ldo, sums);                           \
+        else if (check == SEDQ_CHECK_EXACT)                                                                            \
+            store_tile(kind, SEDQ_CHECK_EXACT, rows, cols, tile, row_sums, e, out, ldo, sums);                         \
+        else                                                                                                           \
+            store_tile(kind, SEDQ_CHECK_FULL, rows, cols, tile, row_sums, e, out, ldo, sums);                          \
+    }
+STORE(store_i32, OUT_I32)
+STORE(store_u8, OUT_U8)
+STORE(store_f32, OUT_F32)
+
+static uint32_t sum_u8(const void *p, int64_t rows, int64_t n, int64_t ld)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i sum = zero;
+    for (const uint8_t *x = p; rows > 0; rows--, x += ld) {
+        int64_t i = 0;
+        for (; i + 32 <= n; i += 32)
+            sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_loadu_si256((const __m256i *)(x + i)), zero));
+        for (; i < n; i += 16) {
+            const __m128i rest = _mm_sad_epu8(load_bytes(x + i, n - i), _mm_setzero_si128());
+            sum = _mm256_add_epi64(sum, _mm256_zextsi128_si256(rest));
+        }
+    }
+    return reduce(sum);
+}
+
+static uint32_t sum_words(const void *p, int64_t rows, int64_t n, int64_t ld)
+{
+    __m256i sum = _mm256_setzero_si256();
+    uint32_t rest = 0;
+    for (const uint32_t *x = p; rows > 0; rows--, x += ld) {
+        int64_t i = 0;
+        for (; i + 8 <= n; i += 8)
+            sum = _mm256_add_epi32(sum, _mm256_loadu_si256((const __m256i *)(x + i)));
+        for (; i < n; i++)
+            rest += x[i];
+    }
+    return rest + reduce(sum);
+}
+
+void SEDQ_INIT(epilogue_avx2)(sedq_context *c)
+{
+    c->reduce = reduce_lanes;
+    c->wide_sum = wide_sum;
+    c->store_i32 = store_i32;
+    c->store_u8 = store_u8;
+    c->store_f32 = store_f32;
+    c->sum_u8 = sum_u8;
+    c->sum_words = sum_words;
+}
