@@ -166,8 +166,6 @@ INLINE void finish_chunk(const int kind, const sedq_epilogue *e, int j, const in
 INLINE void store_chunk(const int kind, const int check, int rows, int j, const int32_t *tile, const uint32_t *row_sums,
                         const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums, __m256i *digest)
 {
-    for (int v = 0; v < 4; v++)
-        load_columns(kind, e, j + v * 8, digest);
     for (int r = 0; r < rows; r++) {
         __m256i acc_sum = _mm256_setzero_si256(), y[4], again[4], ignored = acc_sum;
         finish_chunk(kind, e, j, tile + r * SEDQ_NR + j, row_sums[r], y, &acc_sum);
@@ -199,6 +197,9 @@ INLINE void store_chunk(const int kind, const int check, int rows, int j, const 
             add_to(sums->out[r], out_sum);
         }
     }
+    /* after the rows: had a pointer to the parameters been struck on the way, both computations would have followed it */
+    for (int v = 0; check && v < 4; v++)
+        load_columns(kind, e, j + v * 8, digest);
 }
 
 /* The parameters of a single column for rows in the lanes. Row sums, which weight zero points multiply, differ from lane to
