@@ -352,7 +352,9 @@ cdef void run_panels(const Job *job, int64_t p0, int64_t p1, const Rows *all_row
 
 cdef int64_t split_rows(const Job *job, int threads) noexcept nogil:
     cdef int64_t most = min(job.c.mc, <int64_t>MAX_MC)
-    cdef int64_t chunk = min(most, round_up((job.m + threads - 1) // threads, job.c.mr))
+    # as many parts for each thread, and whole tiles
+    cdef int64_t parts = round_up((job.m + most - 1) // most, threads)
+    cdef int64_t chunk = min(most, round_up((job.m + parts - 1) // parts, job.c.mr))
     cdef int64_t tasks = (job.m + chunk - 1) // chunk
     cdef int64_t t, verified = 0
     if threads == 1:
