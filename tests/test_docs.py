@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import importlib.util
+import inspect
 import logging
 import re
 import sys
@@ -38,6 +40,8 @@ def test_names_exist(document: Path) -> None:
     for dotted in re.findall(r"`sedq\.([A-Za-z_][\w.]*)", document.read_text(encoding="utf-8")):
         value: object = sedq
         for name in dotted.split("."):
+            if inspect.ismodule(value) and not hasattr(value, name):  # a module that is imported where it is wanted
+                importlib.import_module(f"{value.__name__}.{name}")
             assert hasattr(value, name), f"sedq.{dotted}"
             value = getattr(value, name)
 
