@@ -54,7 +54,9 @@ class Session:
         self._reply, reply = os.pipe()
         go, self._go = os.pipe()
         self._done, done = os.pipe()
-        command = [sys.executable, "-m", protocol.CHILD, json.dumps(self.options), *map(str, (control, reply, go, done))]
+        # -P: what is imported is the package that is installed, though the campaign was begun in a source tree
+        descriptors = map(str, (control, reply, go, done))
+        command = [sys.executable, "-P", "-m", protocol.CHILD, json.dumps(self.options), *descriptors]
         try:
             self._template = subprocess.Popen(
                 command, pass_fds=(control, reply, go, done), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
