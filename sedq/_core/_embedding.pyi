@@ -10,6 +10,7 @@ CHECK_TWICE: int
 LIMIT_BOUND: int
 LIMIT_REFERENCE: int
 LIMIT_MAGNITUDE: int
+LIMIT_GROWTH: int
 FOUND_OVERFLOW: int
 MAX_DIM: int
 MAX_ROWS: int
@@ -35,4 +36,6 @@ def pool(
     mean: bool,
     num_threads: int,
     y_sums: NDArray[Any] | None = None,
+    stats: NDArray[Any] | None = None,
+    growth: tuple[float, float, float] = (0, 0, 0),
 ) -> list[tuple[int, int, float, float]] | None: ...

@@ -16,7 +16,7 @@
 """
 
 from cython.parallel cimport prange
-from libc.math cimport fabs, isfinite
+from libc.math cimport fabs, fmin, isfinite, sqrt
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -41,6 +41,7 @@ CHECK_TWICE = 4
 LIMIT_BOUND = 0      # the rounding bound
 LIMIT_REFERENCE = 1  # value * |reference|
 LIMIT_MAGNITUDE = 2  # value * magnitude
+LIMIT_GROWTH = 3     # value * magnitude * 2^-24 sqrt(c0 + c1 n + c2 n^2) for a bag of n rows, at most the rounding bound
 
 # Not a detection: sums this large may overflow float32 in a run without a fault.
 FOUND_OVERFLOW = 100
@@ -52,6 +53,7 @@ cdef enum:
     TWICE = 4
     BOUND = 0
     REFERENCE = 1
+    GROWTH = 3
     OVERFLOW = 100
 
 cdef double UNIT = 2.0 ** -24       # rounding unit of float32
@@ -135,6 +137,8 @@ cdef struct Job:
     float *scratch            # dim floats per chunk, for the second accumulation
     int check, limit, mean
     double limit_value
+    double growth[3]
+    double *stats             # residual, reference and magnitude of each bag, or NULL
     sedq_findings *found
 
 
@@ -146,7 +150,17 @@ cdef double rounding_bound(double n, double dim, double magnitude) noexcept nogi
     Underflow, flushing to zero included, loses at most 2^-126 per operation, in w * scale times a code.
     """
     cdef double steps = (n + 5) * UNIT  # at most 1/2, as bags are limited
-    return steps / (1 - steps) * magnitude + dim * (257 * n + 4) * SMALLEST
+    return steps / (1 - steps) * magnitude + underflow(n, dim)
+
+
+cdef double underflow(double n, double dim) noexcept nogil:
+    return dim * (257 * n + 4) * SMALLEST
+
+
+cdef double growth_limit(const Job *job, double n, double magnitude) noexcept nogil:
+    """A calibrated limit: what grows with the bag as rounding errors do, and never more than they can."""
+    cdef double scale = UNIT * sqrt(job.growth[0] + n * (job.growth[1] + n * job.growth[2]))
+    return fmin(job.limit_value * scale * magnitude + underflow(n, job.t.dim), rounding_bound(n, job.t.dim, magnitude))
 
 
 cdef bint may_overflow(const Job *job, int64_t b) noexcept nogil:
@@ -168,6 +182,8 @@ cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *
         limit = rounding_bound(n, job.t.dim, s.magnitude)
     elif job.limit == REFERENCE:
         limit = job.limit_value * fabs(s.reference)
+    elif job.limit == GROWTH:
+        limit = growth_limit(job, n, s.magnitude)
     else:
         limit = job.limit_value * s.magnitude
     if fabs(s.residual) <= limit:
@@ -212,6 +228,8 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
                   &sums)
         if job.check:
             bits[b - b0] = sums.out_bits
+            if job.stats != NULL:
+                job.stats[3 * b], job.stats[3 * b + 1], job.stats[3 * b + 2] = sums.residual, sums.reference, sums.magnitude
             verify_bag(job, b, end - begin, &sums)
             verified += 1
         if job.check & TWICE:
@@ -260,10 +278,12 @@ cdef check_offsets(const int64_t[::1] offsets, int64_t total):
 
 
 def pool(Context context, Table table, indices, const int64_t[::1] offsets, const float[::1] weights, float[:, :] out,
-         int check, int limit, double limit_value, bint mean, int num_threads, uint32_t[::1] y_sums=None):
+         int check, int limit, double limit_value, bint mean, int num_threads, uint32_t[::1] y_sums=None,
+         double[:, ::1] stats=None, growth=(0, 0, 0)):
     """Pool bags indices[offsets[b] : offsets[b + 1]] into out (B, dim), whose rows are contiguous.
 
-    offsets (B + 1,) include the last one; check is a sum of CHECK_*; limit is LIMIT_*. Returns None when every check
+    offsets (B + 1,) include the last one; check is a sum of CHECK_*; limit is LIMIT_*, growth the coefficients of
+    LIMIT_GROWTH. stats (B, 3) takes residual, reference and magnitude of each bag, if check isn't 0. Returns None when every check
     agreed, else a list of (bag, kind, residual, limit). IndexError and ValueError before anything is written.
     """
     cdef Job job
@@ -282,6 +302,8 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
         raise ValueError(f"per_sample_weights: got {weights.shape[0]}, expected one per index, {job.total}")
     if y_sums is not None and y_sums.shape[0] != job.bags:
         raise ValueError(f"y_sums: got {y_sums.shape[0]}, expected {job.bags}")
+    if stats is not None and (stats.shape[0] != job.bags or stats.shape[1] != 3):
+        raise ValueError(f"stats: got shape {(stats.shape[0], stats.shape[1])}, expected {(job.bags, 3)}")
     check_offsets(offsets, job.total)
     job.indices, job.index_bytes = NULL, 8
     if job.total:
@@ -299,6 +321,8 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
     job.offsets, job.out, job.out_stride = &offsets[0], &out[0, 0], out.strides[0] // <int64_t>sizeof(float)
     job.weights = &weights[0] if weights is not None and job.total else NULL
     job.y_sums = NULL if y_sums is None else &y_sums[0]
+    job.stats = NULL if stats is None else &stats[0, 0]
+    job.growth[0], job.growth[1], job.growth[2] = growth
     job.check, job.limit, job.limit_value, job.mean, job.found = check, limit, limit_value, mean, &found
     found.count = 0
     threads = threads_for(num_threads, job.total * (4 + table.dim // 16))
