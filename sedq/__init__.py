@@ -17,9 +17,10 @@ except ModuleNotFoundError as error:
 from sedq import checks, datasets, faults
 from sedq._config import Settings, config_context, get_config
 from sedq._info import show_versions, versions
+from sedq.calibration import ThresholdCalibration, calibrate_thresholds
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
-from sedq.exceptions import ModelFileError, SoftErrorDetected, SoftErrorWarning
+from sedq.exceptions import CalibrationWarning, ModelFileError, SedqWarning, SoftErrorDetected, SoftErrorWarning
 from sedq.linear import matmul_integer, qlinear, qlinear_dynamic
 from sedq.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
 from sedq.qparams import QParams, choose_qparams, dequantize, quantize
@@ -29,6 +30,7 @@ from sedq.weights import PackedWeights, WeightsReport, pack_weights
 
 __all__ = [
     "DLRM",
+    "CalibrationWarning",
     "EmbeddingBag",
     "Event",
     "HistogramObserver",
@@ -40,11 +42,14 @@ __all__ = [
     "PercentileObserver",
     "QParams",
     "QuantizedLinear",
+    "SedqWarning",
     "Settings",
     "SoftErrorDetected",
     "SoftErrorWarning",
+    "ThresholdCalibration",
     "WeightsReport",
     "__version__",
+    "calibrate_thresholds",
     "checks",
     "choose_qparams",
     "config_context",

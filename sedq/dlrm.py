@@ -194,6 +194,7 @@ class DLRM:
         check: str | None = None,
         on_error: str | None = None,
         num_threads: int | None = None,
+        threshold: Any = "bound",
     ) -> NDArray[np.float32]:
         """Return probabilities for a batch of requests.
 
@@ -214,6 +215,8 @@ class DLRM:
             were corrupted between stages are computed again from the request.
         num_threads : int, optional
             Threads; None takes the surrounding setting.
+        threshold : {"bound", "paper"}, float or ThresholdCalibration, default "bound"
+            For the sums of the tables' bags, as for `EmbeddingBag`.
 
         Returns
         -------
@@ -241,10 +244,12 @@ class DLRM:
             self.bottom[0].packed.shape[1],
             [bag.shape[0] for bag in self.bags],
         )
-        return recovery.replayed(lambda kernels: self._forward(*requests, settings._replace(kernels=kernels)), settings)
+        return recovery.replayed(
+            lambda kernels: self._forward(*requests, settings._replace(kernels=kernels), threshold), settings
+        )
 
     def _forward(
-        self, dense: Array, indices: list[Array], offsets: list[Array], settings: _config.Settings
+        self, dense: Array, indices: list[Array], offsets: list[Array], settings: _config.Settings, threshold: Any
     ) -> NDArray[np.float32]:
         features = 1 + len(self.bags)
         vectors = np.empty((len(dense), features, self.bags[0].shape[1] if self.bags else self._dim()), np.float32)
@@ -253,7 +258,8 @@ class DLRM:
         vectors[:, 0], bottom_sums = _run_mlp(self.bottom, x, x_sums, settings, "bottom")
         sums[0] = 0 if bottom_sums is None else bottom_sums
         for t, bag in enumerate(self.bags):
-            bag.pool(indices[t], offsets[t], None, vectors[:, t + 1], settings, operator=f"table.{t}", y_sums=sums[t + 1])
+            out, name = vectors[:, t + 1], f"table.{t}"
+            bag.pool(indices[t], offsets[t], None, out, settings, operator=name, threshold=threshold, y_sums=sums[t + 1])
         x, x_sums = _quantize(vectors, self.top[0], settings, "interaction", sums)
         logits, logit_sums = _run_mlp(self.top, x, x_sums, settings, "top")
         return _sigmoid(logits, logit_sums, settings)

@@ -1,4 +1,4 @@
-"""What sedq raises and warns of when data was corrupted."""
+"""What sedq raises and warns of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sedq.recovery import Event
 
-__all__ = ["ModelFileError", "SoftErrorDetected", "SoftErrorWarning"]
+__all__ = ["CalibrationWarning", "ModelFileError", "SedqWarning", "SoftErrorDetected", "SoftErrorWarning"]
 
 
 class SoftErrorDetected(RuntimeError):
@@ -30,6 +30,14 @@ class SoftErrorDetected(RuntimeError):
 
 class SoftErrorWarning(RuntimeWarning):
     """A check found corrupted data and the result was returned all the same (``on_error="warn"``)."""
+
+
+class SedqWarning(UserWarning):
+    """Something about how sedq is used deserves a second look; no data was corrupted."""
+
+
+class CalibrationWarning(SedqWarning):
+    """A calibration could not be made as asked, or is used outside the conditions that it was made under."""
 
 
 class ModelFileError(ValueError):

@@ -20,7 +20,7 @@ ROOT = Path(sedq.__file__).parent
 # from top to bottom: a module imports from its own layer or lower ones
 LAYERS = (
     {"cli", "demo"},
-    {"faults"},
+    {"calibration", "faults"},
     {"dlrm", "datasets", "model_file", "float_model"},
     {"linear", "embedding", "quantized_linear"},
     {"checks", "weights", "recovery"},

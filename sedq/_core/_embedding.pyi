@@ -11,6 +11,7 @@ LIMIT_BOUND: int
 LIMIT_REFERENCE: int
 LIMIT_MAGNITUDE: int
 LIMIT_GROWTH: int
+GROWTH_TERMS: int
 FOUND_OVERFLOW: int
 MAX_DIM: int
 MAX_ROWS: int
@@ -37,5 +38,5 @@ def pool(
     num_threads: int,
     y_sums: NDArray[Any] | None = None,
     stats: NDArray[Any] | None = None,
-    growth: tuple[float, float, float] = (0, 0, 0),
+    growth: tuple[float, ...] = (0, 0, 0, 0, 0),
 ) -> list[tuple[int, int, float, float]] | None: ...

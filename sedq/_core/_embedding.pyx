@@ -41,7 +41,10 @@ CHECK_TWICE = 4
 LIMIT_BOUND = 0      # the rounding bound
 LIMIT_REFERENCE = 1  # value * |reference|
 LIMIT_MAGNITUDE = 2  # value * magnitude
-LIMIT_GROWTH = 3     # value * magnitude * 2^-24 sqrt(c0 + c1 n + c2 n^2) for a bag of n rows, at most the rounding bound
+LIMIT_GROWTH = 3     # value * magnitude * 2^-24 sqrt(g(n)) for a bag of n rows, at most the rounding bound
+
+# Coefficients of g(n) = g0 n^2 + g1 n + g2 + g3 / n + g4 / n^2.
+GROWTH_TERMS = 5
 
 # Not a detection: sums this large may overflow float32 in a run without a fault.
 FOUND_OVERFLOW = 100
@@ -137,7 +140,7 @@ cdef struct Job:
     float *scratch            # dim floats per chunk, for the second accumulation
     int check, limit, mean
     double limit_value
-    double growth[3]
+    double growth[5]
     double *stats             # residual, reference and magnitude of each bag, or NULL
     sedq_findings *found
 
@@ -159,8 +162,13 @@ cdef double underflow(double n, double dim) noexcept nogil:
 
 cdef double growth_limit(const Job *job, double n, double magnitude) noexcept nogil:
     """A calibrated limit: what grows with the bag as rounding errors do, and never more than they can."""
-    cdef double scale = UNIT * sqrt(job.growth[0] + n * (job.growth[1] + n * job.growth[2]))
-    return fmin(job.limit_value * scale * magnitude + underflow(n, job.t.dim), rounding_bound(n, job.t.dim, magnitude))
+    cdef double bound = rounding_bound(n, job.t.dim, magnitude)
+    cdef const double *g = job.growth
+    cdef double scale
+    if n < 1:
+        return bound
+    scale = UNIT * sqrt(n * (g[0] * n + g[1]) + g[2] + (g[3] + g[4] / n) / n)
+    return fmin(job.limit_value * scale * magnitude + underflow(n, job.t.dim), bound)
 
 
 cdef bint may_overflow(const Job *job, int64_t b) noexcept nogil:
@@ -229,7 +237,8 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
         if job.check:
             bits[b - b0] = sums.out_bits
             if job.stats != NULL:
-                job.stats[3 * b], job.stats[3 * b + 1], job.stats[3 * b + 2] = sums.residual, sums.reference, sums.magnitude
+                job.stats[3 * b], job.stats[3 * b + 1] = sums.residual, sums.reference
+                job.stats[3 * b + 2] = sums.magnitude
             verify_bag(job, b, end - begin, &sums)
             verified += 1
         if job.check & TWICE:
@@ -279,12 +288,12 @@ cdef check_offsets(const int64_t[::1] offsets, int64_t total):
 
 def pool(Context context, Table table, indices, const int64_t[::1] offsets, const float[::1] weights, float[:, :] out,
          int check, int limit, double limit_value, bint mean, int num_threads, uint32_t[::1] y_sums=None,
-         double[:, ::1] stats=None, growth=(0, 0, 0)):
+         double[:, ::1] stats=None, growth=(0, 0, 0, 0, 0)):
     """Pool bags indices[offsets[b] : offsets[b + 1]] into out (B, dim), whose rows are contiguous.
 
     offsets (B + 1,) include the last one; check is a sum of CHECK_*; limit is LIMIT_*, growth the coefficients of
-    LIMIT_GROWTH. stats (B, 3) takes residual, reference and magnitude of each bag, if check isn't 0. Returns None when every check
-    agreed, else a list of (bag, kind, residual, limit). IndexError and ValueError before anything is written.
+    LIMIT_GROWTH. stats (B, 3) takes residual, reference and magnitude of each bag, if check isn't 0. Returns None when
+    every check agreed, else a list of (bag, kind, residual, limit). IndexError and ValueError before anything is written.
     """
     cdef Job job
     cdef sedq_findings found
@@ -322,7 +331,7 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
     job.weights = &weights[0] if weights is not None and job.total else NULL
     job.y_sums = NULL if y_sums is None else &y_sums[0]
     job.stats = NULL if stats is None else &stats[0, 0]
-    job.growth[0], job.growth[1], job.growth[2] = growth
+    job.growth[0], job.growth[1], job.growth[2], job.growth[3], job.growth[4] = growth
     job.check, job.limit, job.limit_value, job.mean, job.found = check, limit, limit_value, mean, &found
     found.count = 0
     threads = threads_for(num_threads, job.total * (4 + table.dim // 16))

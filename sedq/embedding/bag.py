@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -262,9 +262,10 @@ class EmbeddingBag:
             Where to write; C-contiguous.
         num_threads : int, optional
             Threads; None takes the surrounding setting.
-        threshold : {"bound", "paper"}, float or object with an attribute `threshold`, default "bound"
+        threshold : {"bound", "paper"}, float or ThresholdCalibration, default "bound"
             ``"bound"`` is what rounding can't exceed; ``"paper"`` is 1e-5 of the magnitude of the precomputed sum; a
-            number is compared with the residual divided by ``sum_i |w_i| (|scale_i| code_sum_i + d |bias_i|)``.
+            number, also one in an attribute `threshold`, is compared with the residual divided by
+            ``sum_i |w_i| (|scale_i| code_sum_i + d |bias_i|)``; a calibration has a false-alarm rate that it states.
 
         Returns
         -------
@@ -303,7 +304,9 @@ class EmbeddingBag:
         level = LEVELS.get(settings.check)
         if level is None:
             raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, LEVELS))} here")
-        limit, value = _limit(threshold)
+        limit = _limit(threshold, self)
+        watched = limit.kind == _embedding.LIMIT_GROWTH and level & _embedding.CHECK_SUM
+        stats = np.empty((len(out), 3)) if watched else None
         found = _embedding.pool(
             settings.kernels,
             self._table,
@@ -312,16 +315,20 @@ class EmbeddingBag:
             weights,
             out,
             level,
-            limit,
-            value,
+            limit.kind,
+            limit.value,
             self.mode == "mean",
             settings.num_threads or 0,
             y_sums,
+            stats,
+            limit.growth,
         )
         if level:
             recovery.count_checks(operator, len(out))
         if found is not None:
-            self._recover(found, indices, offsets, weights, out, y_sums, settings, operator, level, limit, value)
+            self._recover(found, indices, offsets, weights, out, y_sums, settings, operator, level, limit)
+        if stats is not None:
+            threshold.watch(self, offsets, weights, stats)
 
     def _recover(
         self,
@@ -334,19 +341,20 @@ class EmbeddingBag:
         settings: _config.Settings,
         operator: str,
         level: int,
-        limit: int,
-        value: float,
+        limit: _Limit,
     ) -> None:
         """Deal with what `pool` found."""
         mean = self.mode == "mean"
+        if limit.kind == _embedding.LIMIT_GROWTH:
+            # rounding is the same on every path, so that a false alarm would come again: the second look is at the bound
+            limit = _Limit(_embedding.LIMIT_BOUND)
 
         def compute_again(numbers: Array) -> tuple[list[recovery.Finding] | None, Array, Array]:
             index, starts, factors = _select(numbers, indices, offsets, weights)
             again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.empty(len(numbers), np.uint32)
             reference = _dispatch.get("reference")
-            remaining = _embedding.pool(
-                reference, self._table, index, starts, factors, again, level, limit, value, mean, 1, sums
-            )
+            args = index, starts, factors, again, level, limit.kind, limit.value, mean, 1, sums, None, limit.growth
+            remaining = _embedding.pool(reference, self._table, *args)
             if remaining and all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in remaining):
                 bag = numbers[remaining[0][0]]
                 raise ValueError(f"bag {bag}: its sums overflow float32, expected smaller weights or values")
@@ -435,17 +443,30 @@ def _weights(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
     return _validation.finite_array("per_sample_weights", weights, shape).reshape(-1)
 
 
-def _limit(threshold: Any) -> tuple[int, float]:
+class _Limit(NamedTuple):
+    """What the residual of a sum is compared with, as the compiled loop takes it."""
+
+    kind: int
+    value: float = 0.0
+    growth: tuple[float, ...] = (0.0,) * _embedding.GROWTH_TERMS
+
+
+def _limit(threshold: Any, bag: EmbeddingBag) -> _Limit:
     if isinstance(threshold, str) and threshold == "bound":
-        return _embedding.LIMIT_BOUND, 0.0
+        return _Limit(_embedding.LIMIT_BOUND)
     if isinstance(threshold, str) and threshold == "paper":
-        return _embedding.LIMIT_REFERENCE, PAPER_BOUND
+        return _Limit(_embedding.LIMIT_REFERENCE, PAPER_BOUND)
+    if hasattr(threshold, "growth"):  # a calibration; those with the bound say so by an infinite threshold
+        growth = threshold.growth(bag)
+        if threshold.threshold == math.inf:
+            return _Limit(_embedding.LIMIT_BOUND)
+        return _Limit(_embedding.LIMIT_GROWTH, threshold.threshold, growth)
     number = getattr(threshold, "threshold", threshold)
     real = isinstance(number, (int, float, np.floating, np.integer)) and not isinstance(number, bool)
     value = float(number) if real else math.nan
     if not 0 <= value < math.inf:
         raise ValueError(f"threshold: got {threshold!r}, expected 'bound', 'paper', a number >= 0 or a calibration")
-    return _embedding.LIMIT_MAGNITUDE, value
+    return _Limit(_embedding.LIMIT_MAGNITUDE, value)
 
 
 def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:

@@ -1,0 +1,217 @@
+"""Residuals of fault-free calls, table by table, and what they were like."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sedq import _config, _validation
+from sedq._core import _embedding
+from sedq.dlrm import DLRM
+from sedq.embedding import EmbeddingBag
+from sedq.embedding.bag import bags
+from sedq.exceptions import SoftErrorDetected
+
+__all__ = ["TableSamples", "collect", "table_digest", "units_of"]
+
+Array = NDArray[Any]
+KEPT = 2000  # bags whose outputs are kept, to see which flipped bits a threshold shows
+_digests: WeakKeyDictionary[EmbeddingBag, str] = WeakKeyDictionary()
+
+
+@dataclass
+class TableSamples:
+    """Fault-free bags of one table.
+
+    Attributes
+    ----------
+    bag : EmbeddingBag
+    residual, magnitude : (B,) float64 arrays
+        As the compiled loop saw them.
+    pooling : (B,) int64 array
+        Look-ups of each bag.
+    calls : list of int
+        Bags of each call.
+    weighted : bool
+        Whether any call had weights.
+    repeats : float
+        The chance that two look-ups of the samples are of one row.
+    outputs : (k, d) float32 array
+        Of the first bags.
+    steps : (k,) float64 array
+        What one unit of a code of each of these bags' first rows adds to the bag's sum; 0 for empty ones.
+    """
+
+    bag: EmbeddingBag
+    residual: Array
+    magnitude: Array
+    pooling: Array
+    calls: list[int]
+    weighted: bool
+    repeats: float
+    outputs: Array
+    steps: Array
+
+
+def table_digest(bag: EmbeddingBag) -> str:
+    """Return a digest of a table's row digests, which cover all its bytes; computed once for each bag."""
+    found = _digests.get(bag)
+    if found is None:
+        stored = np.ascontiguousarray(bag._table.rows[:, -8:])
+        found = _digests[bag] = hashlib.sha256(stored.data).hexdigest()
+    return found
+
+
+def collect(target: EmbeddingBag | DLRM, samples: object, include_last_offset: bool) -> list[TableSamples]:
+    """Run the samples and return what each table did.
+
+    ValueError for samples that don't fit, SoftErrorDetected for rows or sums that are corrupted.
+    """
+    if isinstance(target, EmbeddingBag):
+        return [_run(target, list(_bag_calls(samples, include_last_offset)))]
+    if not isinstance(target, DLRM):
+        raise TypeError(f"bag_or_model: got {_validation.describe(target)}, expected EmbeddingBag or DLRM")
+    if not target.bags:
+        raise ValueError("bag_or_model: got a model that is not quantised or has no tables, expected one to calibrate")
+    calls = list(_model_calls(samples, len(target.bags), include_last_offset))
+    runs = [_run(bag, [call[t] for call in calls]) for t, bag in enumerate(target.bags)]
+    if any(run.calls != runs[0].calls for run in runs):
+        raise ValueError("samples: got tables with different numbers of bags, expected one bag per request and table")
+    return runs
+
+
+Call = tuple[Array, Array, Array | None]
+
+
+def _bag_calls(samples: object, include_last_offset: bool) -> Iterator[Call]:
+    """Yield indices, offsets with the last one, and weights of each call."""
+    for sample in _listed(samples):
+        if hasattr(sample, "indices") and hasattr(sample, "offsets"):
+            yield (*bags(sample.indices, sample.offsets, True), None)
+        elif isinstance(sample, (tuple, list)) and len(sample) in (2, 3):
+            index, starts = bags(sample[0], sample[1], include_last_offset)
+            weights = None
+            if len(sample) == 3 and sample[2] is not None:
+                weights = _validation.finite_array("per_sample_weights", sample[2], np.shape(sample[0])).reshape(-1)
+            yield index, starts, weights
+        else:
+            raise ValueError(
+                f"samples: got {_validation.describe(sample)}, expected (indices, offsets), (indices, offsets, "
+                "per_sample_weights), an object with both as attributes, or a list of these"
+            )
+
+
+def _model_calls(samples: object, tables: int, include_last_offset: bool) -> Iterator[list[Call]]:
+    """Yield for each call what each table is given."""
+    for sample in _listed(samples):
+        if hasattr(sample, "indices") and hasattr(sample, "offsets"):
+            indices, offsets, last = sample.indices, sample.offsets, True
+        elif isinstance(sample, (tuple, list)) and len(sample) == 3:
+            (_, indices, offsets), last = sample, include_last_offset
+        else:
+            raise ValueError(
+                f"samples: got {_validation.describe(sample)}, expected (dense, indices, offsets), requests with these as "
+                "attributes, or a list of them"
+            )
+        given = [None] * len(indices) if offsets is None else offsets
+        if len(indices) != tables or len(given) != tables:
+            raise ValueError(f"samples: got {len(indices)} and {len(given)} indices and offsets, expected {tables}")
+        yield [(*bags(i, o, last), None) for i, o in zip(indices, given, strict=True)]
+
+
+def _listed(samples: object) -> Sequence[Any]:
+    """Return samples as a list of calls; a single call is told from a list of calls by what it begins with."""
+    single = hasattr(samples, "indices") or (isinstance(samples, tuple) and not _is_call(samples[:1]))
+    if single:
+        return [samples]
+    if not isinstance(samples, Sequence) or not samples:
+        raise ValueError(f"samples: got {_validation.describe(samples)}, expected a call or a list of calls, at least one")
+    return samples
+
+
+def _is_call(first: Sequence[Any]) -> bool:
+    return bool(first) and (hasattr(first[0], "indices") or isinstance(first[0], tuple))
+
+
+def _run(bag: EmbeddingBag, calls: list[Call]) -> TableSamples:
+    settings = _config.resolve(None, None, None)
+    parts, outputs, steps, kept = [], [], [], 0
+    for index, starts, weights in calls:
+        stats = np.empty((len(starts) - 1, 3))
+        out = np.empty((len(stats), bag.shape[1]), np.float32)
+        level = _embedding.CHECK_DIGEST | _embedding.CHECK_SUM
+        found = _embedding.pool(
+            settings.kernels,
+            bag._table,
+            index,
+            starts,
+            weights,
+            out,
+            level,
+            _embedding.LIMIT_BOUND,
+            0.0,
+            bag.mode == "mean",
+            settings.num_threads or 0,
+            None,
+            stats,
+        )
+        if found:
+            raise SoftErrorDetected(f"{bag!r}: bag {found[0][0]} of the samples is corrupted, nothing was calibrated")
+        parts.append(stats)
+        if kept < KEPT:
+            some = slice(KEPT - kept)
+            outputs.append(out[some])
+            steps.append(_steps(bag, index, starts, weights)[some])
+            kept += len(outputs[-1])
+    stats = np.concatenate(parts)
+    indices = np.concatenate([index for index, _, _ in calls])
+    return TableSamples(
+        bag,
+        stats[:, 0],
+        stats[:, 2],
+        np.concatenate([np.diff(starts) for _, starts, _ in calls]),
+        [len(starts) - 1 for _, starts, _ in calls],
+        any(weights is not None for _, _, weights in calls),
+        _repeats(indices, bag.shape[0]),
+        np.concatenate(outputs),
+        np.concatenate(steps),
+    )
+
+
+def units_of(bags_of_tables: Sequence[Array], calls: list[int], unit: str) -> tuple[Array, int]:
+    """Return the sample of each unit, the largest of its bags', and the most bags that a unit has."""
+    if unit == "bag":
+        return np.concatenate(bags_of_tables), 1
+    requests = np.max(bags_of_tables, axis=0)
+    if unit == "request":
+        return requests, len(bags_of_tables)
+    filled = np.array([count for count in calls if count], dtype=np.int64)
+    starts = np.cumsum(filled) - filled
+    batches = np.maximum.reduceat(requests, starts) if filled.size else requests[:0]
+    return batches, int(filled.max(initial=0)) * len(bags_of_tables)
+
+
+def _repeats(indices: Array, rows: int) -> float:
+    """Return the chance that two look-ups are of one row, without bias."""
+    counts = np.bincount(indices, minlength=rows).astype(np.float64)
+    n = counts.sum()
+    return float((counts * (counts - 1)).sum() / (n * (n - 1))) if n > 1 else 0.0
+
+
+def _steps(bag: EmbeddingBag, index: Array, starts: Array, weights: Array | None) -> Array:
+    """Return what a code of each bag's first row counts for in its sum."""
+    steps = np.zeros(len(starts) - 1)
+    some = np.flatnonzero(np.diff(starts))
+    first = starts[some]
+    end = bag._table.rows.shape[1] - 16
+    scales = np.ascontiguousarray(bag._table.rows[index[first], end : end + 4]).view("<f4")[:, 0]
+    steps[some] = np.abs(scales * (1 if weights is None else weights[first]))
+    if bag.mode == "mean":
+        steps[some] /= np.diff(starts)[some]
+    return steps
