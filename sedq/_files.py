@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["replacing"]
+__all__ = ["check_target", "replacing"]
+
+
+def check_target(option: str, path: Path | None) -> None:
+    """Refuse, before any work is done, what can't be written afterwards."""
+    if path is not None and ((path.exists() and not path.is_file()) or not path.absolute().parent.is_dir()):
+        raise ValueError(f"{option}: got {path}, expected an ordinary file in an existing directory")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Command line: ``sedq demo``, ``sedq live`` and ``sedq info``."""
+"""Command line: ``sedq demo``, ``sedq calibrate``, ``sedq live`` and ``sedq info``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sedq import _info, demo
-from sedq._files import replacing
-from sedq.faults.live import command
+from sedq._files import check_target, replacing
+from sedq.calibration import _command as calibrate
+from sedq.faults.live import command as live
 
 __all__ = ["main"]
 
@@ -26,25 +27,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     run.add_argument("--seed", type=int, default=0, help="of the faults (default 0)")
+    calibrate.add_parser(commands)
     struck = commands.add_parser(
         "live",
         help="flip bits in the registers of a live processor",
         description="Run an operator in another process, flip one bit of one register at a random moment, and classify "
         "what becomes of it: masked, detected, detected without effect, missed, crash or hang. Linux on x86-64.",
     )
-    command.add_options(struck)
+    live.add_options(struck)
     commands.add_parser("info", help="versions, instruction sets, threads and CPU")
     return parser
 
 
-def _check_target(option: str, path: Path | None) -> None:
-    """Refuse, before any work is done, what can't be written afterwards."""
-    if path is not None and ((path.exists() and not path.is_file()) or not path.absolute().parent.is_dir()):
-        raise ValueError(f"{option}: got {path}, expected an ordinary file in an existing directory")
-
-
 def _demo(options: argparse.Namespace) -> int:
-    _check_target("--json", options.json)
+    check_target("--json", options.json)
     if options.seed < 0:
         raise ValueError(f"--seed: got {options.seed}, expected 0 or more")
     result = demo.run(seed=options.seed, progress=sys.stderr)
@@ -66,15 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well; 1 if a demonstration failed; 2 for wrong arguments.
+        0 if all went well; 1 if a demonstration or a calibration failed; 2 for wrong arguments or an invalid run.
     """
     options = _parser().parse_args(arguments)
     try:
         if options.command == "demo":
             return _demo(options)
+        if options.command == "calibrate":
+            return calibrate.run(options)
         if options.command == "live":
-            _check_target("--json", options.json)
-            return command.main(options)
+            check_target("--json", options.json)
+            return live.main(options)
         _info.show_versions()
     except (ValueError, OSError) as error:
         print(f"sedq: {error}", file=sys.stderr)

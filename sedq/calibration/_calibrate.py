@@ -15,7 +15,7 @@ from sedq.calibration import _scale
 from sedq.calibration._bits import detectable_bits
 from sedq.calibration._result import TableRange, ThresholdCalibration
 from sedq.calibration._samples import TableSamples, collect, table_digest, units_of
-from sedq.calibration._tail import Tail, fit_tail, order_statistic, rate_interval
+from sedq.calibration._tail import FEWEST, HIGHEST, Tail, fit_tail, order_statistic, rate_interval
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import CalibrationWarning
@@ -25,6 +25,7 @@ __all__ = ["calibrate_thresholds"]
 Array = NDArray[Any]
 METHODS = ("auto", "bound", "probabilistic", "empirical", "gpd")
 UNITS = ("bag", "batch", "request")
+LEAST = round(FEWEST / HIGHEST)  # distinct samples that a tail can be fitted to
 CURVE = 400  # points that are kept for plots
 
 
@@ -206,7 +207,7 @@ def _choose(
         )
     fitted = fit_tail(units, distinct, target, confidence, rng)
     if fitted is None:
-        return BOUND, f"samples: no generalised Pareto tail fits {support} distinct ones, of which 500 are needed at least"
+        return BOUND, f"samples: no generalised Pareto tail fits the highest of {support} distinct ones ({LEAST} at least)"
     tail, threshold, interval = fitted
     return _Choice(threshold, "gpd", interval, tail), ""
 

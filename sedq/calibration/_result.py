@@ -70,8 +70,8 @@ class HeldOut:
     ----------
     alarms, units : int
         Units in which a bag exceeded its limit, and all of them.
-    distinct : int
-        How many different residuals the units had.
+    distinct, distinct_alarms : int
+        How many different residuals all units had, and those that exceeded: the same bag again tells nothing new.
     interval : (float, float)
         Clopper and Pearson's interval of the rate, for as many trials as there are distinct units.
     agrees : bool
@@ -81,6 +81,7 @@ class HeldOut:
     alarms: int
     units: int
     distinct: int
+    distinct_alarms: int
     interval: tuple[float, float]
     agrees: bool
 
@@ -248,10 +249,11 @@ class ThresholdCalibration:
         excess, _ = units_of([self._excess(run) for run in runs], runs[0].calls, self.unit)
         if not excess.size:
             raise ValueError(f"samples: got no {self.unit}, expected at least one")
-        alarms, distinct = int((excess > 1).sum()), len(np.unique(excess))
+        different = np.unique(excess)
+        alarms, distinct = int((excess > 1).sum()), len(different)
         low, high = rate_interval(alarms, len(excess), distinct, self.confidence)
         agrees = low <= self.fpr_interval[1] and self.fpr_interval[0] <= high
-        return HeldOut(alarms, len(excess), distinct, (low, high), agrees)
+        return HeldOut(alarms, len(excess), distinct, int((different > 1).sum()), (low, high), agrees)
 
     def _excess(self, run: TableSamples) -> Array:
         """Return each bag's residual in units of its limit."""
@@ -275,6 +277,13 @@ class ThresholdCalibration:
 
         return draw(self, ax)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all attributes as JSON knows them; a threshold of None stands for the bound."""
+        body = asdict(self)
+        del body["_warned"]
+        body["threshold"] = None if self.threshold == math.inf else self.threshold
+        return body
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the calibration to a JSON file, through a temporary one.
 
@@ -283,9 +292,7 @@ class ThresholdCalibration:
         path : path-like
             Replaced if it exists.
         """
-        body = asdict(self)
-        del body["_warned"]
-        body["threshold"] = None if self.threshold == math.inf else self.threshold
+        body = self.to_dict()
         document = {"format": FORMAT, "version": VERSION, "sha256": _digest(body), "calibration": body}
         with replacing(path) as stream:
             stream.write((json.dumps(document, indent=1) + "\n").encode())

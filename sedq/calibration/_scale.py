@@ -1,8 +1,8 @@
 """How the residual of a bag's sum grows with the bag, so that one threshold serves bags of every size.
 
 A bag of n rows of dimension d has the magnitude M = sum_i |w_i| (|scale_i| S_i + d |bias_i|) and the residual r, the sum of
-its outputs less their reference. To first order r is the sum of all rounding errors, each at most u times the partial sum it was
-made at. If they are taken as independent, and partial sums as growing evenly, the variance of r / (u M) is
+its outputs less their reference. To first order r is the sum of all rounding errors, each at most u times the partial sum
+it was made at. If they are taken as independent, and partial sums as growing evenly, the variance of r / (u M) is
 g(n) = beta b(n) + alpha c(n) / d + kappa n^2:
 
 * b(n) = sum over t = 2 .. n of (t / n)^2, the one chain of biases, whose errors enter all d outputs alike;

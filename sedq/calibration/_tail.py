@@ -15,7 +15,8 @@ __all__ = ["Tail", "fit_tail", "order_statistic", "rate_interval"]
 
 Array = NDArray[Any]
 FEWEST, MOST = 50, 1000  # exceedances that a tail is fitted to
-FRACTIONS = (0.1, 0.05, 0.025, 0.0125)
+HIGHEST = 0.1  # largest share of the distinct samples that a tail is fitted to
+HALVINGS = 4  # levels that are tried
 REPLICATES = 400
 REJECTED = 0.1  # a fit with a smaller p-value is not used
 
@@ -88,13 +89,13 @@ def fit_tail(
 ) -> tuple[Tail, float, tuple[float, float]] | None:
     """Fit a tail and return it, the threshold for a rate, and the interval of the rate there; None if no tail fits.
 
-    The largest share of the samples whose excesses pass the test is used; Bader, Yan and Zhang (2018) choose likewise.
+    The largest number of excesses that passes the test is used; Bader, Yan and Zhang (2018) choose a level likewise.
     """
     ordered = np.sort(distinct)
-    for fraction in FRACTIONS:
-        m = min(MOST, round(fraction * len(ordered)))
+    largest = min(max(MOST, int(2 * target * len(ordered))), int(HIGHEST * len(ordered)))
+    for m in (largest >> k for k in range(HALVINGS)):
         if m < FEWEST:
-            return None
+            break
         level = float(ordered[-m - 1])
         share = float(np.mean(samples > level))
         if share < target:
