@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
         "--requests",
         type=Path,
         metavar="FILE",
-        help=".npz with dense, indices_0, offsets_0, indices_1, ...; offsets with the last one (default: the packaged requests)",
+        help=".npz with dense, indices_0, offsets_0, indices_1, ..., offsets with the last one (default: the packaged ones)",
     )
     parser.add_argument(
         "--target-fpr", type=float, default=1e-6, metavar="RATE", help="false alarms per unit (default 1e-6)"
@@ -134,12 +134,12 @@ def _rate(value: float) -> str:
 
 
 def _bits(calibration: ThresholdCalibration, what: str) -> str:
-    """Say from which bit on half of the flips are seen, with the threshold and with the bound."""
+    """Say from which bit on most flips are seen, with the threshold and with the bound."""
     first = [
         next((bit for bit, share in enumerate(calibration.detectable_bits.get(name, ())) if share > 0.5), None)
         for name in (what, f"{what}_bound")
     ]
-    return " instead of ".join("none" if bit is None else str(bit) for bit in first)
+    return "{} (bound: {})".format(*("none" if bit is None else bit for bit in first))
 
 
 def _table(name: str, calibration: ThresholdCalibration, held: HeldOut) -> str:
@@ -166,9 +166,7 @@ def _table(name: str, calibration: ThresholdCalibration, held: HeldOut) -> str:
             f"{tail.level:.3f}, {tail.exceedances} excesses, p = {tail.p_value:.2f} (Anderson-Darling)"
         )
         lines.append(f"extrapolation   {_rate(c.extrapolation)} times beyond one in {c.distinct} samples")
-    lines.append(
-        f"seen in half    flips of output bits from {_bits(c, 'output')} on, of code bits from {_bits(c, 'code')} on"
-    )
+    lines.append(f"most flips seen from output bit {_bits(c, 'output')}, from code bit {_bits(c, 'code')}")
     if c.reason:
         lines += ["", f"{c.reason}; the bound stays"]
     agrees = "what was counted agrees with the stated rate" if held.agrees else "THE COUNT CONTRADICTS THE STATED RATE"

@@ -40,5 +40,5 @@ def draw(calibration: ThresholdCalibration, ax: Any) -> Any:
     ax.set_xlim(0, 1.08 * right)
     ax.set_xlabel("residual / (u · magnitude · √g(n))")
     ax.set_ylabel(f"share of {calibration.unit}{'es' if calibration.unit == 'batch' else 's'} beyond")
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False, fontsize="small", loc="lower left")
     return ax
