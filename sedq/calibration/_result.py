@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -26,7 +27,8 @@ __all__ = ["HeldOut", "TableRange", "ThresholdCalibration"]
 Array = NDArray[Any]
 FORMAT = "sedq-calibration"
 VERSION = 1
-# Magnitudes leave their range when beyond it by this factor: the normalised residual hardly depends on them.
+# A range is left where a value lies beyond it by this factor. The scale of residuals is derived and only its amplitudes are
+# fitted, so that it holds a little outside too, and the longest bag of a heavy-tailed sample is soon surpassed.
 SLACK = 2.0
 
 
@@ -190,7 +192,7 @@ class ThresholdCalibration:
         return max(alike, key=lambda table: sum(table.growth))
 
     def watch(self, bag: EmbeddingBag, offsets: Array, weights: Array | None, stats: Array) -> None:
-        """Warn, once of each kind, where a call leaves what the calibration has seen.
+        """Warn, once of each kind, where a call leaves what the calibration has seen by more than a factor of 2.
 
         Parameters
         ----------
@@ -212,21 +214,21 @@ class ThresholdCalibration:
         if not some.any():
             return
         sizes = pooling[some]
-        self._compare("pooling", sizes.min(), sizes.max(), table.pooling, 1.0)
+        self._compare("pooling", sizes.min(), sizes.max(), table.pooling)
         each = stats[some, 2] / (1 if bag.mode == "mean" else sizes)
-        self._compare("magnitude of a look-up", each.min(), each.max(), table.magnitude, SLACK)
+        self._compare("magnitude of a look-up", each.min(), each.max(), table.magnitude)
         if weights is not None and not table.weighted:
             self._warn("weights", "per-sample weights, and none were calibrated with")
 
-    def _compare(self, what: str, least: float, most: float, seen: tuple[float, float], slack: float) -> None:
-        if least < seen[0] / slack or most > seen[1] * slack:
+    def _compare(self, what: str, least: float, most: float, seen: tuple[float, float]) -> None:
+        if least < seen[0] / SLACK or most > seen[1] * SLACK:
             self._warn(what, f"{what} {least:g} to {most:g}, and {seen[0]:g} to {seen[1]:g} was calibrated with")
 
     def _warn(self, kind: str, text: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             message = f"calibrated threshold: got {text}; the stated false-alarm rate may not hold"
-            warnings.warn(message, CalibrationWarning, stacklevel=5)
+            warnings.warn(message, CalibrationWarning, stacklevel=_caller())
 
     def verify(self, bag_or_model: EmbeddingBag | DLRM, samples: object, *, include_last_offset: bool = False) -> HeldOut:
         """Count false alarms on other samples, without faults.
@@ -328,6 +330,14 @@ class ThresholdCalibration:
             return cls(**_typed(body))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelFileError(f"{os.fspath(path)}: not a calibration of version {VERSION} ({error})") from None
+
+
+def _caller() -> int:
+    """Return the level of the first caller outside sedq, for warnings that come up through operators and models."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "sedq":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _digest(body: dict[str, Any]) -> str:
