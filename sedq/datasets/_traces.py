@@ -111,7 +111,8 @@ def synthetic_trace(
     pooling : float, optional
         Look-ups of a bag on average. By default that of the published batch, 15.8.
     rng : int or numpy.random.Generator, default 0
-        Seed, or the generator to draw from. The same seed gives the same trace.
+        Seed, or the generator to draw from. The same seed gives the same trace; another one makes other rows popular, so
+        that samples of one population are parts of one trace.
 
     Returns
     -------

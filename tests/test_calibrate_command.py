@@ -1,0 +1,148 @@
+"""`sedq calibrate`: exit statuses, what is printed, and the files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sedq
+from sedq import cli
+from sedq.calibration import ThresholdCalibration, _command
+from sedq.datasets import load_msweb
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = load_msweb()
+    c = data.calibration
+    model = sedq.DLRM(data.bottom, data.tables, data.top, data.modes)
+    path = tmp_path_factory.mktemp("model") / "model.npz"
+    model.quantize((c.dense, c.indices, c.offsets), include_last_offset=True).save(path)
+    return path
+
+
+def test_the_default_is_the_bound_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["calibrate"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "threshold       bound, the rounding bound" in out
+    assert "do not support a rate of 1e-06" in out
+    assert out.endswith("what was counted agrees with the stated rate\n")
+    assert max(map(len, out.splitlines())) <= 200
+
+
+def test_files_hold_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, saved = tmp_path / "r.json", tmp_path / "c.json"
+    report.write_text("what was here")
+    arguments = ["--target-fpr", "0.01", "--unit", "bag", "--json", str(report), "--save", str(saved)]
+    assert cli.main(["calibrate", *arguments]) == 0
+    result, cal = json.loads(report.read_text()), ThresholdCalibration.load(saved)
+    assert result["version"] == 1
+    assert result["calibration"] == json.loads(json.dumps(cal.to_dict()))
+    held = result["held_out"]
+    assert held["agrees"]
+    assert held["alarms"] > 0
+    out = capsys.readouterr().out
+    assert f"held out        {held['alarms']} of {held['units']}" in out
+    assert f"{cal.threshold:.3f}" in out
+    assert sorted(os.listdir(tmp_path)) == ["c.json", "r.json"]
+
+
+def test_a_tail_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["calibrate", "--target-fpr", "1e-5", "--unit", "bag", "--extrapolate"]) == 0
+    out = capsys.readouterr().out
+    assert "Anderson-Darling" in out
+    assert "times beyond one in" in out
+
+
+def test_a_saved_model_gives_the_same(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["calibrate", "--target-fpr", "0.01"]
+    assert cli.main(arguments) == 0
+    packaged = capsys.readouterr().out
+    assert cli.main([*arguments, "--model", str(model_file)]) == 0
+    assert capsys.readouterr().out == packaged.replace("MSWeb:", f"{model_file}:")
+
+
+def test_requests_of_a_file(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    r = load_msweb().heldout.batch(0, 2000)
+    arrays = {f"indices_{t}": i for t, i in enumerate(r.indices)} | {f"offsets_{t}": o for t, o in enumerate(r.offsets)}
+    path = tmp_path / "requests.npz"
+    np.savez(path, dense=r.dense, **arrays)
+    arguments = ["calibrate", "--model", str(model_file), "--requests", str(path), "--target-fpr", "0.02"]
+    assert cli.main(arguments) == 0
+    assert "1000 requests to calibrate" in capsys.readouterr().out
+    arrays["offsets_2"] = arrays["offsets_2"][::-1]
+    np.savez(path, dense=r.dense, **arrays)
+    assert cli.main(arguments) == 2
+    assert "--requests: got" in capsys.readouterr().err
+
+
+def test_a_contradiction_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    honest = _command.calibrate_thresholds
+
+    def boasting(*args: Any, **options: Any) -> ThresholdCalibration:
+        return dataclasses.replace(honest(*args, **options), threshold=1.5)
+
+    monkeypatch.setattr(_command, "calibrate_thresholds", boasting)
+    assert cli.main(["calibrate", "--target-fpr", "0.01"]) == 1
+    assert "THE COUNT CONTRADICTS THE STATED RATE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-fpr", "2"], "--target-fpr: got 2.0"),
+        (["--target-fpr", "nan"], "--target-fpr: got nan"),
+        (["--batch", "0"], "--batch: got 0"),
+        (["--seed", "-1"], "--seed: got -1"),
+        (["--model", "no-such-file"], "no-such-file"),
+        (["--requests", "no-such-file"], "no-such-file"),
+        (["--json", "no/such/folder/x"], "--json: got"),
+        (["--save", "no/such/folder/x"], "--save: got"),
+    ],
+)
+def test_invalid_runs_end_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["calibrate", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("sedq: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_no_request_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.npz"
+    for content in (b"", b"no archive"):
+        path.write_bytes(content)
+        assert cli.main(["calibrate", "--requests", str(path)]) == 2
+        assert "expected an .npz of requests" in capsys.readouterr().err
+
+
+def test_packaged_requests_do_not_fit_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = load_msweb()
+    c = data.calibration
+    rows = [np.vstack([table, table[:1]]) for table in data.tables]
+    model = sedq.DLRM(data.bottom, rows, data.top, data.modes)
+    path = tmp_path / "m.npz"
+    model.quantize((c.dense, c.indices, c.offsets), include_last_offset=True).save(path)
+    assert cli.main(["calibrate", "--model", str(path)]) == 2
+    assert "give --requests" in capsys.readouterr().err
+
+
+def test_a_corrupted_table_is_no_sample(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    honest = _command._load
+
+    def struck(options: Any) -> Any:
+        model, requests, name = honest(options)
+        sedq.faults.flip_row_bit(model.bags[3], int(requests.indices[3][0]), 3)
+        return model, requests, name
+
+    monkeypatch.setattr(_command, "_load", struck)
+    assert cli.main(["calibrate"]) == 2
+    assert "the samples must be free of faults" in capsys.readouterr().err
