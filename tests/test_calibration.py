@@ -18,7 +18,7 @@ import pytest
 import sedq
 from sedq import _config, faults
 from sedq._core import _dispatch, _embedding
-from sedq.calibration import ThresholdCalibration, _samples, _scale, calibrate_thresholds
+from sedq.calibration import ThresholdCalibration, _result, _samples, _scale, calibrate_thresholds
 from sedq.datasets import Trace, load_msweb, load_pydocs_trace, synthetic_trace
 from sedq.exceptions import CalibrationWarning, ModelFileError, SoftErrorDetected
 
@@ -388,6 +388,29 @@ def test_a_calibrated_threshold_sees_what_the_bound_does_not(bag: sedq.Embedding
     assert seen["calibrated"] > seen["bound"] + 30
 
 
+def test_an_injected_error_is_seen_above_the_threshold_and_not_below(
+    bag: sedq.EmbeddingBag, calibrated: ThresholdCalibration
+) -> None:
+    """Each alarm is predicted from the corrupted sum; with the check off there is none."""
+    t = trace(100, 3)
+    run = stats_of(bag, t)
+    limit = _scale.limits(calibrated.threshold, calibrated.tables[0].growth, run.pooling, DIM, run.magnitude)
+    clean = bag(t.indices, t.offsets, include_last_offset=True, check="off")
+    seen, expected = [], []
+    for b in np.flatnonzero(run.pooling)[:40]:
+        one = t.batch(int(b), int(b) + 1)
+        for bit in (2, 6, 8, 10, 14, 20):
+            with faults.accumulator_fault("bag", element=3, flip=1 << bit), sedq.monitor() as m:
+                struck = bag(one.indices, one.offsets, include_last_offset=True, check="off", threshold=calibrated)
+            assert m.detections == 0
+            change = (struck[0].astype(np.float64) - clean[b]).sum()
+            expected.append(bool(abs(run.residual[b] + change) > limit[b]))
+            with faults.accumulator_fault("bag", element=3, flip=1 << bit):
+                seen.append(alarms(bag, one, calibrated) > 0)
+    assert seen == expected
+    assert 40 < sum(seen) < len(seen) - 40
+
+
 def test_detectable_bits_are_those_of_flipped_outputs(bag: sedq.EmbeddingBag) -> None:
     cal = calibrate_thresholds(bag, trace(6000), 1e-3)
     for name, length in (("output", 32), ("code", 8)):
@@ -516,6 +539,22 @@ def test_damaged_files_are_refused(calibrated: ThresholdCalibration, tmp_path: P
         ThresholdCalibration.load(path)
     with pytest.raises(FileNotFoundError):
         ThresholdCalibration.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("threshold", -1.0), ("threshold", "1"), ("tail", []), ("tables", [1]), ("detectable_bits", [])]
+)
+def test_wrong_values_with_a_right_digest_are_refused(
+    calibrated: ThresholdCalibration, tmp_path: Path, name: str, value: Any
+) -> None:
+    path = tmp_path / "cal.json"
+    calibrated.save(path)
+    document = json.loads(path.read_text())
+    document["calibration"][name] = value
+    document["sha256"] = _result._digest(document["calibration"])
+    path.write_text(json.dumps(document))
+    with pytest.raises(ModelFileError, match="not a calibration of version 1"):
+        ThresholdCalibration.load(path)
 
 
 # ---- arguments

@@ -150,6 +150,13 @@ class ThresholdCalibration:
     curve: tuple[tuple[float, float], ...]
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold: got {self.threshold!r}, expected a number >= 0")
+        for table in self.tables:
+            if len(table.growth) != 5 or not all(abs(g) < math.inf for g in table.growth):
+                raise ValueError(f"growth: got {table.growth!r}, expected 5 finite numbers")
+
     def __str__(self) -> str:
         low, high = self.fpr_interval
         rate = (
@@ -328,7 +335,7 @@ class ThresholdCalibration:
             if _digest(body) != document["sha256"]:
                 raise ValueError("it does not fit its digest")
             return cls(**_typed(body))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"{os.fspath(path)}: not a calibration of version {VERSION} ({error})") from None
 
 
