@@ -27,7 +27,8 @@ from scipy.special import expit
 
 from sedq import _config, _validation, model_file, recovery
 from sedq._core import _dense, _dispatch
-from sedq.embedding.bag import EmbeddingBag, bags
+from sedq.embedding.bag import EmbeddingBag
+from sedq.embedding.requests import bags
 from sedq.exceptions import ModelFileError
 from sedq.float_model import FloatDLRM, float_dlrm, mlp
 from sedq.observers import MinMaxObserver

@@ -21,6 +21,7 @@ __all__ = [
     "qlinear",
     "row_digests",
     "row_sums",
+    "unpack_rows",
 ]
 
 Array = NDArray[Any]
@@ -88,31 +89,76 @@ def row_sums(x: Array, w: Array) -> tuple[NDArray[np.uint32], NDArray[np.uint32]
     return wrap32(sums).view(np.uint32), wrap32(checks).view(np.uint32)
 
 
-def row_digests(fused: Array, first: int = 0) -> NDArray[np.uint64]:
-    """Digests of fused rows (codes, float32 scale, float32 bias): code sum << 40 | (bits of both + row number)."""
-    params = np.ascontiguousarray(fused[:, -8:]).view("<u4").astype(np.uint64)
-    codes = fused[:, :-8].sum(axis=1, dtype=np.uint64)
+def row_digests(fused: Array, first: int = 0, *, bits: int = 8, dim: int | None = None) -> NDArray[np.uint64]:
+    """Digests of fused rows of layout ``torch``: sum of the codes' bytes << 40 | (two words + row number).
+
+    The words are the bits of float32 scale and bias; of float16 scale and bias, and the sum of codes (4 and 2 bits); of
+    float32 sums of the values and of their magnitudes, the latter rounded up (16 and 32 bits).
+    """
+    size = {8: 8, 4: 4, 2: 4}.get(bits, 0)
+    packed = fused[:, : fused.shape[1] - size]
+    words = np.ascontiguousarray(fused[:, fused.shape[1] - size :]).view("<u4").astype(np.uint64)
+    if bits != 8:
+        codes = unpack_rows(fused, bits, dim)[0].astype(np.float64)
+        total = codes.sum(axis=1)
+        if bits > 8:
+            most = np.nextafter(abs(codes).sum(axis=1).astype(np.float32), np.float32(np.inf))
+            words = np.stack([total.astype(np.float32), most], axis=1).view(np.uint32).astype(np.uint64)
+        else:
+            words = np.hstack([words, total[:, None].astype(np.uint64)])
     numbers = np.arange(first, first + len(fused), dtype=np.uint64)
-    return np.asarray((codes << np.uint64(40)) + params.sum(axis=1, dtype=np.uint64) + numbers, np.uint64)
+    codes_sum = packed.sum(axis=1, dtype=np.uint64)
+    return np.asarray((codes_sum << np.uint64(40)) + words.sum(axis=1, dtype=np.uint64) + numbers, np.uint64)
+
+
+PART = 4096  # rows of a bag that are pooled together; the parts of a longer bag are added in order
 
 
 def bag(
-    fused: Array, indices: Array, offsets: Array, weights: Array | None = None, mode: str = "sum"
+    fused: Array,
+    indices: Array,
+    offsets: Array,
+    weights: Array | None = None,
+    mode: str = "sum",
+    *,
+    bits: int = 8,
+    dim: int | None = None,
 ) -> NDArray[np.float32]:
-    """Pool bags of fused rows, in index order, with one rounding per step; offsets include the last."""
-    dim = fused.shape[1] - 8
-    params = np.ascontiguousarray(fused[:, dim:]).view("<f4")
-    out = np.zeros((len(offsets) - 1, dim), np.float32)
+    """Pool bags of fused rows of layout ``torch``, in index order, with one rounding per step; offsets include the last."""
+    codes, scale, bias = unpack_rows(fused, bits, dim)
+    out = np.zeros((len(offsets) - 1, codes.shape[1]), np.float32)
     for b in range(len(out)):
-        bias = np.zeros((), np.float32)
-        for i in range(offsets[b], offsets[b + 1]):
-            w = np.float32(1) if weights is None else np.float32(weights[i])
-            scale, row_bias = params[indices[i]]
-            out[b] = fma(w * scale, fused[indices[i], :dim].astype(np.float32), out[b])
-            bias = fma(w, row_bias, bias)
-        length = offsets[b + 1] - offsets[b]
-        out[b] = (out[b] + bias) / np.float32(length if mode == "mean" and length else 1)
+        begin, end = int(offsets[b]), int(offsets[b + 1])
+        for part in range(begin, end, PART):
+            chosen = slice(part, min(part + PART, end))
+            w = np.ones(chosen.stop - part, np.float32) if weights is None else np.asarray(weights[chosen], np.float32)
+            rows = indices[chosen]
+            pooled = _pool(codes[rows], scale[rows], bias[rows], w)
+            out[b] = pooled if part == begin else out[b] + pooled
+        out[b] /= np.float32(end - begin if mode == "mean" and end > begin else 1)
     return out
+
+
+def _pool(codes: Array, scale: Array, bias: Array, weights: Array) -> NDArray[np.float32]:
+    """Sum rows times weights, the biases apart."""
+    acc, shift = np.zeros(codes.shape[1], np.float32), np.zeros((), np.float32)
+    for i, w in enumerate(weights):
+        acc = fma(w * scale[i], codes[i], acc)
+        shift = fma(w, bias[i], shift)
+    return np.asarray(acc + shift, np.float32)
+
+
+def unpack_rows(fused: Array, bits: int = 8, dim: int | None = None) -> tuple[Array, Array, Array]:
+    """Return codes (rows, d), scale and bias (rows,), all float32, of fused rows of layout ``torch``."""
+    if bits > 8:
+        values = np.ascontiguousarray(fused).view("<f2" if bits == 16 else "<f4").astype(np.float32)
+        return values, np.ones(len(fused), np.float32), np.zeros(len(fused), np.float32)
+    size, kind = (8, "<f4") if bits == 8 else (4, "<f2")
+    params = np.ascontiguousarray(fused[:, -size:]).view(kind).astype(np.float32)
+    packed = fused[:, :-size]
+    planes = [packed >> np.uint8(bits * k) & np.uint8(2**bits - 1) for k in range(8 // bits)]
+    codes = np.stack(planes, axis=2).reshape(len(fused), -1)[:, :dim]
+    return codes.astype(np.float32), params[:, 0], params[:, 1]
 
 
 def dots(t: Array) -> NDArray[np.float32]:

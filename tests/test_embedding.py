@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import sedq
 from sedq import reference
-from sedq._core import _dispatch, _embedding
+from sedq._core import _dispatch, _embedding, _rows
 from sedq.embedding import layouts
 
 Array = NDArray[Any]
@@ -191,7 +191,7 @@ def test_out_is_written_and_returned(kernels: _dispatch.Context, rng: np.random.
 def test_core_writes_rows_that_lie_apart(check: int, kernels: _dispatch.Context, rng: np.random.Generator) -> None:
     """As a model has it: each table's bags go into a slice of (B, F, d), with the sums of their bit patterns."""
     fused = random_fused(rng, 9, 20)
-    table = _embedding.Table(layouts.add_digests(fused, 20), 20)
+    table = _rows.Table(layouts.add_digests(fused, 20), 20)
     indices, offsets = rng.integers(0, 9, 300), ends([3] * 100)
     whole = np.full((100, 3, 20), 7, np.float32)
     y_sums = np.full(100, 123, np.uint32)
@@ -205,7 +205,7 @@ def test_core_writes_rows_that_lie_apart(check: int, kernels: _dispatch.Context,
 
 
 def test_core_refuses_what_does_not_fit(kernels: _dispatch.Context, rng: np.random.Generator) -> None:
-    table = _embedding.Table(layouts.add_digests(random_fused(rng, 9, 20), 20), 20)
+    table = _rows.Table(layouts.add_digests(random_fused(rng, 9, 20), 20), 20)
     indices, offsets, out = np.arange(6), ends([3, 3]), np.full((2, 20), 7, np.float32)
 
     def pool(weights: Array | None = None, target: Array = out, sums: Array | None = None, starts: Array = offsets) -> None:
@@ -224,9 +224,9 @@ def test_core_refuses_what_does_not_fit(kernels: _dispatch.Context, rng: np.rand
             pool(**arguments)
     assert (out == 7).all()
     with pytest.raises(ValueError, match="rows: got 36 bytes each, expected 40 for dim 20"):
-        _embedding.Table(np.zeros((2, 36), np.uint8), 20)
-    with pytest.raises(ValueError, match="rows: got 16 bytes each"):
-        _embedding.Table(np.zeros((2, 16), np.uint8), 0)
+        _rows.Table(np.zeros((2, 36), np.uint8), 20)
+    with pytest.raises(ValueError, match="rows: got 0 columns of 8 bits, expected at least 1"):
+        _rows.Table(np.zeros((2, 16), np.uint8), 0)
 
 
 # --- rows ---
@@ -293,7 +293,7 @@ def test_fused_rows_come_back(dim: int, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("dim", [1, 8, 33, 257])
 def test_digests_are_the_oracle(dim: int, first: int, rng: np.random.Generator) -> None:
     fused = random_fused(rng, 20, dim)
-    fused[0], fused[1, dim:], fused[2, :dim] = 255, 255, 255
+    fused[0, :dim], fused[1, dim:], fused[2, :dim] = 255, 0xFE, 255
     rows = layouts.add_digests(fused, dim, first)
     width = _embedding.row_bytes(dim)
     assert rows.shape == (20, width)
@@ -305,7 +305,7 @@ def test_digests_are_the_oracle(dim: int, first: int, rng: np.random.Generator) 
     assert not rows[:, dim:-16].any()
     np.testing.assert_array_equal(layouts.strip_digests(rows, dim), fused)
     with pytest.raises(ValueError, match=r"rows: got .* bytes each, expected"):
-        _embedding.write_digests(rows, dim + 8, 0)
+        _rows.Table(rows, dim + 8)
 
 
 @pytest.mark.parametrize("dim", [65_793, 65_794, 70_000])

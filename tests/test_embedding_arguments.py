@@ -251,8 +251,8 @@ def test_fused_rows_with_parameters_that_are_not_finite(which: int, value: float
     ("name", "values", "both"),
     [
         ("mode", ["max", "", None, 0, ["sum"]], True),
-        ("bits", [4, 2, 16, None, "8", 8.5], True),
-        ("layout", ["half", "tbe", "", None, 1], False),
+        ("bits", [3, 0, -8, 64, None, "8", 8.5, True], True),
+        ("layout", ["fbgemm", "", None, 1], False),
         ("dim", [DIM - 1, DIM + 8, 0, -1, "8", DIM + 0.5], False),
     ],
 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import sedq
 from sedq import faults, reference
-from sedq._core import _dispatch, _embedding
+from sedq._core import _dispatch
 
 Array = NDArray[Any]
 DIM, ROWS = 12, 20
@@ -366,7 +366,7 @@ def test_digests_written_again_hide_a_fault() -> None:
     bag = from_float()
     clean = bag(INDICES)
     corrupt(bag, 7)
-    _embedding.write_digests(bag._table.rows, DIM)
+    bag._table.write_digests()
     got = bag(INDICES, on_error="raise")
     assert not np.array_equal(got, clean)
     np.testing.assert_array_equal(got, reference.bag(bag.to_fused(), INDICES.ravel(), np.arange(5) * 3))

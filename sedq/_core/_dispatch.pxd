@@ -10,6 +10,12 @@ cdef extern from "kernels/context.h" nogil:
     const int SEDQ_CHECK_OFF
     const int SEDQ_CHECK_EXACT
     const int SEDQ_CHECK_FULL
+    const int SEDQ_OWN8
+    const int SEDQ_OWN4
+    const int SEDQ_OWN2
+    const int SEDQ_OWN16
+    const int SEDQ_OWN32
+    const int SEDQ_FOREIGN
 
     ctypedef struct sedq_epilogue:
         const int32_t *col_term
@@ -27,7 +33,12 @@ cdef extern from "kernels/context.h" nogil:
 
     ctypedef struct sedq_table:
         const uint8_t *rows
-        int64_t num_rows, stride, dim, codes
+        const uint8_t *word[2]
+        const uint8_t *digests
+        int64_t stride, digest_stride
+        int64_t word_stride[2]
+        int64_t num_rows, dim, width, codes_at, code_bytes
+        int bits, half, format
 
     ctypedef struct sedq_bag_sums:
         uint64_t codes, params
@@ -36,6 +47,8 @@ cdef extern from "kernels/context.h" nogil:
 
     ctypedef void (*sedq_store_fn)(int, int, const int32_t *, const uint32_t *, const sedq_epilogue *, void *, int64_t,
                                    int, sedq_tile_sums *) noexcept nogil
+    ctypedef void (*sedq_bag_fn)(const sedq_table *, const void *, int, const float *, int64_t, int64_t, int64_t, float,
+                                 float *, int, sedq_bag_sums *) noexcept nogil
     ctypedef uint32_t (*sedq_sum_fn)(const void *, int64_t, int64_t, int64_t) noexcept nogil
     ctypedef struct sedq_context:
         const char *name
@@ -48,8 +61,8 @@ cdef extern from "kernels/context.h" nogil:
         void (*wide_sum)(int, int, const int32_t *, int64_t *) noexcept nogil
         sedq_store_fn store_i32, store_u8, store_f32
         sedq_sum_fn sum_u8, sum_words
-        void (*bag)(const sedq_table *, const void *, int, const float *, int64_t, int64_t, int64_t, float, float *, int,
-                    sedq_bag_sums *) noexcept nogil
+        sedq_bag_fn bag[6]
+        void (*digests)(const sedq_table *, int64_t, int64_t, uint64_t *) noexcept nogil
         int64_t (*range)(const void *, int, int64_t, int64_t) noexcept nogil
         int (*quantize)(const float *, int64_t, float, int32_t, uint8_t *) noexcept nogil
         void (*dots)(const float *, int64_t, int64_t, float *) noexcept nogil

@@ -3,6 +3,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sedq._core._dispatch import Context
+from sedq._core._rows import MAX_CODE_BYTES as MAX_CODE_BYTES
+from sedq._core._rows import Table
+from sedq._core._rows import bad_in_range as bad_in_range
+from sedq._core._rows import bad_rows as bad_rows
+from sedq._core._rows import digests_of as digests_of
+from sedq._core._rows import row_bytes as row_bytes
 
 CHECK_DIGEST: int
 CHECK_SUM: int
@@ -13,17 +19,10 @@ LIMIT_MAGNITUDE: int
 LIMIT_GROWTH: int
 GROWTH_TERMS: int
 FOUND_OVERFLOW: int
-MAX_DIM: int
 MAX_ROWS: int
+PART: int
 
-class Table:
-    rows: NDArray[Any]
-    dim: int
-    def __init__(self, rows: NDArray[Any], dim: int) -> None: ...
-
-def row_bytes(dim: int) -> int: ...
-def write_digests(rows: NDArray[Any], dim: int, first: int = 0) -> None: ...
-def bad_rows(table: Table, numbers: NDArray[Any]) -> list[int]: ...
+def check_offsets(offsets: NDArray[Any], total: int) -> None: ...
 def pool(
     context: Context,
     table: Table,
@@ -37,6 +36,7 @@ def pool(
     mean: bool,
     num_threads: int,
     y_sums: NDArray[Any] | None = None,
+    lengths: NDArray[Any] | None = None,
     stats: NDArray[Any] | None = None,
     growth: tuple[float, ...] = (0, 0, 0, 0, 0),
 ) -> list[tuple[int, int, float, float]] | None: ...

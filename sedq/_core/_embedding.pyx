@@ -1,13 +1,13 @@
-"""EmbeddingBag over 8-bit rows that carry their digests.
+"""EmbeddingBag over quantised or float rows that have digests.
 
 ::
 
-    indices, offsets        rows: codes | scale | bias | digest
+    indices, offsets        rows: codes | words (scale, bias, sums) | digest
         |                                |
-        |  split the bags over threads   |
+        |  split the bags over threads; a bag of more than PART rows, over its parts
         |    chunk of 64 bags            |
         |      bag: for each row, codes -> float -> fused multiply-add into accumulators,
-        |           and sums of what was read: codes, bits of scale and bias, row numbers, digests
+        |           and sums of what was read: bytes of codes, words, row numbers, digests
         |      digest:    sums of what was read = sums of the digests       (integers, exact)
         |      threshold: sum of the outputs ~ sum of scale * code_sum + dim * bias   (within rounding)
         |      the chunk's outputs are read back
@@ -17,20 +17,31 @@
 
 from cython.parallel cimport prange
 from libc.math cimport fabs, fmin, isfinite, sqrt
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memcmp, memcpy
 
 import numpy as np
 
 from sedq._core._dispatch cimport (
     SEDQ_BAD_COUNT, SEDQ_BAD_DIGEST, SEDQ_BAD_OUTPUT, SEDQ_BAD_REPEAT, SEDQ_BAD_SUM, Context, findings_list,
-    sedq_bag_sums, sedq_context, sedq_findings, sedq_report, sedq_table, threads_for)
+    sedq_bag_fn, sedq_bag_sums, sedq_context, sedq_findings, sedq_report, sedq_table, threads_for)
+from sedq._core._rows cimport Table
 
-# The largest dimension whose code sum fits the 24 bits that a digest has for it.
-MAX_DIM = 65_793
+from sedq._core._rows import MAX_CODE_BYTES, bad_in_range, bad_rows, digests_of, row_bytes  # no-cython-lint
+
+
+cdef extern from "kernels/rows.h" nogil:
+    ctypedef struct sedq_params:
+        float scale, bias
+    sedq_params sedq_row_params(const sedq_table *t, int64_t row)
+    uint32_t sedq_word(const sedq_table *t, int w, int64_t row)
+
 
 # The most rows of a bag: integer sums stay below 2^64, and the rounding bound finite.
 MAX_ROWS = 2**23
+
+# A bag of more rows is pooled in parts of so many, which are then added in order: the same on any number of threads.
+PART = 4096
 
 # What a call checks, as bits.
 CHECK_DIGEST = 1
@@ -51,6 +62,7 @@ FOUND_OVERFLOW = 100
 
 cdef enum:
     CHUNK = 64            # bags whose outputs are read back together
+    ROWS_OF_PART = 4096
     DIGEST = 1
     SUM = 2
     TWICE = 4
@@ -64,80 +76,23 @@ cdef double SMALLEST = 2.0 ** -126  # what flushing to zero may lose
 cdef double LARGEST = 3.4e38
 
 
-cdef class Table:
-    """Rows of codes, float32 scale, float32 bias and digest; see kernels/context.h."""
-
-    cdef sedq_table t
-    cdef readonly object rows
-    cdef readonly Py_ssize_t dim
-
-    def __init__(self, const uint8_t[:, ::1] rows, Py_ssize_t dim):
-        if dim < 1 or dim > MAX_DIM or rows.shape[1] != row_bytes(dim):
-            raise ValueError(f"rows: got {rows.shape[1]} bytes each, expected {row_bytes(dim)} for dim {dim}, "
-                             f"at most {MAX_DIM}")
-        self.rows, self.dim = rows.base, dim
-        self.t.rows = &rows[0, 0] if rows.shape[0] else NULL
-        self.t.num_rows, self.t.stride, self.t.dim = rows.shape[0], rows.shape[1], dim
-        self.t.codes = (dim + 7) // 8 * 8
-
-
-def row_bytes(Py_ssize_t dim):
-    """Bytes of a row of `dim` codes: the codes padded to a multiple of 8, scale, bias and digest."""
-    return (dim + 7) // 8 * 8 + 16
-
-
-cdef uint64_t digest_of(const uint8_t *row, int64_t codes, int64_t number) noexcept nogil:
-    """sum of codes << 40 | (bits(scale) + bits(bias) + row number): no field can overflow into another."""
-    cdef uint64_t total = 0
-    cdef uint32_t scale, bias
-    cdef int64_t j
-    for j in range(codes):
-        total += row[j]
-    memcpy(&scale, row + codes, 4)
-    memcpy(&bias, row + codes + 4, 4)
-    return (total << 40) + scale + bias + <uint64_t>number
-
-
-def write_digests(uint8_t[:, ::1] rows, Py_ssize_t dim, int64_t first=0):
-    """Fill in the digests of rows, the first of which has the number `first`."""
-    cdef int64_t i, codes = (dim + 7) // 8 * 8
-    cdef uint64_t digest
-    if rows.shape[1] != row_bytes(dim):
-        raise ValueError(f"rows: got {rows.shape[1]} bytes each, expected {row_bytes(dim)} for dim {dim}")
-    with nogil:
-        for i in range(rows.shape[0]):
-            digest = digest_of(&rows[i, 0], codes, first + i)
-            memcpy(&rows[i, codes + 8], &digest, 8)
-
-
-def bad_rows(Table table, const int64_t[::1] numbers):
-    """Those of the rows `numbers` that don't fit their digests."""
-    cdef int64_t i, codes = table.t.codes
-    cdef const uint8_t *row
-    cdef uint64_t stored
-    cdef list bad = []
-    for i in range(numbers.shape[0]):
-        if numbers[i] < 0 or numbers[i] >= table.t.num_rows:
-            raise IndexError(f"row {numbers[i]} of {table.t.num_rows}")
-        row = table.t.rows + numbers[i] * table.t.stride
-        memcpy(&stored, row + codes + 8, 8)
-        if digest_of(row, codes, numbers[i]) != stored:
-            bad.append(numbers[i])
-    return bad
-
-
 cdef struct Job:
     const sedq_context *c
     const sedq_table *t
+    sedq_bag_fn bag
     const char *indices
     int index_bytes
     const int64_t *offsets
+    const int64_t *lengths    # by which the mean divides; NULL: the lengths of the bags
     const float *weights
     int64_t bags, total
     float *out
     int64_t out_stride
     uint32_t *y_sums
     float *scratch            # dim floats per chunk, for the second accumulation
+    float *parts              # dim floats per part of the longest bag, and its sums
+    sedq_bag_sums *part_sums
+    uint32_t *long_bits       # of the outputs of bags pooled in parts
     int check, limit, mean
     double limit_value
     double growth[5]
@@ -148,16 +103,18 @@ cdef struct Job:
 cdef double rounding_bound(double n, double dim, double magnitude) noexcept nogil:
     """No residual of a bag of n rows without a fault exceeds this.
 
-    Each output is a chain of n fused multiply-adds on products w * scale rounded once, plus a bias sum of n steps,
-    one addition, one division for the mean: gamma_(n + 4). The float64 sums of both sides add less than one more unit.
-    Underflow, flushing to zero included, loses at most 2^-126 per operation, in w * scale times a code.
+    Each output is a chain of n fused multiply-adds on products w * scale rounded once, plus a bias sum of n steps, one
+    addition, one division for the mean, and one more step for a bag in parts. A row's share of the reference takes at most
+    three roundings, of which w * scale is one for both sides: gamma_(n + 6). The float64 sums add less than one more unit.
+    Underflow, flushing to zero included, loses at most 2^-126 per operation, in w * scale times a code, in a row's share of
+    the reference twice.
     """
-    cdef double steps = (n + 5) * UNIT  # at most 1/2, as bags are limited
+    cdef double steps = (n + 7) * UNIT  # at most 1/2, as bags are limited
     return steps / (1 - steps) * magnitude + underflow(n, dim)
 
 
 cdef double underflow(double n, double dim) noexcept nogil:
-    return dim * (257 * n + 4) * SMALLEST
+    return dim * (262 * n + 4) * SMALLEST
 
 
 cdef double growth_limit(const Job *job, double n, double magnitude) noexcept nogil:
@@ -173,14 +130,22 @@ cdef double growth_limit(const Job *job, double n, double magnitude) noexcept no
 
 cdef bint may_overflow(const Job *job, int64_t b) noexcept nogil:
     """Whether outputs of bag b may overflow float32 without a fault; asked only when something is wrong already."""
-    cdef double largest = 0, w
-    cdef float params[2]
+    cdef double largest = 0, w, value, most = (1 << min(job.t.bits, 8)) - 1
+    cdef sedq_params params
+    cdef uint32_t bits
+    cdef float magnitude
     cdef int64_t i, index
     for i in range(job.offsets[b], job.offsets[b + 1]):
         index = (<const int32_t *>job.indices)[i] if job.index_bytes == 4 else (<const int64_t *>job.indices)[i]
-        memcpy(params, job.t.rows + index * job.t.stride + job.t.codes, sizeof(params))
+        if job.t.bits > 8:
+            bits = sedq_word(job.t, 1, index)
+            memcpy(&magnitude, &bits, sizeof(magnitude))
+            value = magnitude
+        else:
+            params = sedq_row_params(job.t, index)
+            value = most * fabs(<double>params.scale) + fabs(<double>params.bias)
         w = job.weights[i] if job.weights != NULL else 1
-        largest += fabs(w) * (255 * fabs(<double>params[0]) + fabs(<double>params[1]))
+        largest += fabs(w) * value
     return not largest <= LARGEST
 
 
@@ -194,15 +159,17 @@ cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *
         limit = growth_limit(job, n, s.magnitude)
     else:
         limit = job.limit_value * s.magnitude
-    if fabs(s.residual) <= limit:
+    if fabs(s.residual) <= limit and isfinite(s.magnitude):
         return
-    if isfinite(s.residual) or not may_overflow(job, b):
+    if isfinite(s.residual) and isfinite(s.magnitude) or not may_overflow(job, b):
         sedq_report(job.found, b, SEDQ_BAD_SUM, s.residual, limit)
     else:
         sedq_report(job.found, b, OVERFLOW, s.residual, limit)
 
 
 cdef void verify_bag(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
+    if job.stats != NULL:
+        job.stats[3 * b], job.stats[3 * b + 1], job.stats[3 * b + 2] = s.residual, s.reference, s.magnitude
     if job.check & DIGEST:
         if s.codes or s.params:
             # a bad row explains whatever the sum says
@@ -220,6 +187,81 @@ cdef void report_outputs(const Job *job, int64_t b0, int64_t b1, const uint32_t 
             sedq_report(job.found, b, SEDQ_BAD_OUTPUT, 0, 0)
 
 
+cdef float divisor_of(const Job *job, int64_t b) noexcept nogil:
+    cdef int64_t n = job.offsets[b + 1] - job.offsets[b] if job.lengths == NULL else job.lengths[b]
+    return <float>n if job.mean and n > 0 else 1
+
+
+cdef bint is_long(const Job *job, int64_t b) noexcept nogil:
+    return job.offsets[b + 1] - job.offsets[b] > ROWS_OF_PART
+
+
+cdef void pool_part(const Job *job, int64_t b, int64_t part, int check) noexcept nogil:
+    cdef int64_t begin = job.offsets[b] + part * ROWS_OF_PART, end = min(begin + ROWS_OF_PART, job.offsets[b + 1])
+    job.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, 1, job.parts + part * job.t.dim,
+            check, job.part_sums + part)
+
+
+cdef void add_parts(const Job *job, int64_t parts, float divisor, float *out, sedq_bag_sums *s) noexcept nogil:
+    """Outputs and sums of a bag from those of its parts, in order."""
+    cdef int64_t j, p, dim = job.t.dim
+    cdef uint32_t bits
+    cdef float y
+    cdef double pooled = 0
+    s.codes = s.params = s.out_bits = 0
+    s.reference = s.magnitude = 0
+    for p in range(parts):
+        # a difference of 64 bits that isn't 0 must not cancel with another part's
+        s.codes |= job.part_sums[p].codes
+        s.params |= job.part_sums[p].params
+        s.reference += job.part_sums[p].reference
+        s.magnitude += job.part_sums[p].magnitude
+    for j in range(dim):
+        y = job.parts[j]
+        for p in range(1, parts):
+            y = y + job.parts[p * dim + j]
+        y = y / divisor
+        memcpy(&bits, &y, sizeof(bits))
+        s.out_bits += bits
+        pooled += y
+        out[j] = y
+    s.reference /= divisor
+    s.magnitude /= divisor
+    s.residual = pooled - s.reference
+
+
+cdef void pool_long(const Job *job, int64_t b, int check, int threads, float *out, sedq_bag_sums *sums) noexcept nogil:
+    cdef int64_t p, parts = (job.offsets[b + 1] - job.offsets[b] + ROWS_OF_PART - 1) // ROWS_OF_PART
+    if threads == 1:
+        for p in range(parts):
+            pool_part(job, b, p, check)
+    else:
+        for p in prange(parts, num_threads=threads, schedule="dynamic"):
+            pool_part(job, b, p, check)
+    add_parts(job, parts, divisor_of(job, b), out, sums)
+
+
+cdef int64_t run_long(const Job *job, int threads) noexcept nogil:
+    """The bags of more rows than a part, one after the other; the number verified."""
+    cdef sedq_bag_sums sums, again
+    cdef int64_t b, verified = 0
+    cdef float *out
+    for b in range(job.bags):
+        if not is_long(job, b):
+            continue
+        out = job.out + b * job.out_stride
+        pool_long(job, b, job.check, threads, out, &sums)
+        verified += 1
+        if job.check:
+            job.long_bits[b] = sums.out_bits
+            verify_bag(job, b, job.offsets[b + 1] - job.offsets[b], &sums)
+        if job.check & TWICE:
+            pool_long(job, b, 0, threads, job.scratch, &again)
+            if memcmp(out, job.scratch, job.t.dim * sizeof(float)):
+                sedq_report(job.found, b, SEDQ_BAD_REPEAT, 0, 0)
+    return verified
+
+
 cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) noexcept nogil:
     """Bags b0 .. b1, at most CHUNK; the number verified."""
     cdef sedq_bag_sums sums, again
@@ -229,25 +271,24 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
     cdef float divisor
     cdef float *out
     for b in range(b0, b1):
+        if job.long_bits != NULL and is_long(job, b):
+            bits[b - b0] = job.long_bits[b]
+            continue
         begin, end = job.offsets[b], job.offsets[b + 1]
         out = job.out + b * job.out_stride
-        divisor = <float>(end - begin) if job.mean and end > begin else 1
-        job.c.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, divisor, out, job.check,
-                  &sums)
+        divisor = divisor_of(job, b)
+        job.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, divisor, out, job.check, &sums)
+        verified += 1
         if job.check:
             bits[b - b0] = sums.out_bits
-            if job.stats != NULL:
-                job.stats[3 * b], job.stats[3 * b + 1] = sums.residual, sums.reference
-                job.stats[3 * b + 2] = sums.magnitude
             verify_bag(job, b, end - begin, &sums)
-            verified += 1
         if job.check & TWICE:
-            job.c.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, divisor,
-                      job.scratch + chunk * dim, 0, &again)
+            job.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, divisor,
+                    job.scratch + chunk * dim, 0, &again)
             if memcmp(out, job.scratch + chunk * dim, dim * sizeof(float)):
                 sedq_report(job.found, b, SEDQ_BAD_REPEAT, 0, 0)
     if not job.check:
-        return b1 - b0
+        return verified
     for b in range(b0, b1):
         total += bits[b - b0]
         if job.y_sums != NULL:
@@ -259,6 +300,8 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
 
 cdef int64_t run(const Job *job, int64_t chunk, int threads) noexcept nogil:
     cdef int64_t c, verified = 0, chunks = (job.bags + chunk - 1) // chunk
+    if job.long_bits != NULL:
+        verified += run_long(job, threads)
     if threads == 1:
         for c in range(chunks):
             verified += run_chunk(job, c, c * chunk, min(job.bags, (c + 1) * chunk))
@@ -268,7 +311,7 @@ cdef int64_t run(const Job *job, int64_t chunk, int threads) noexcept nogil:
     return verified
 
 
-cdef check_offsets(const int64_t[::1] offsets, int64_t total):
+cpdef check_offsets(const int64_t[::1] offsets, int64_t total):
     """ValueError unless offsets start at 0, don't decrease, and end at `total`."""
     cdef int64_t b, last = offsets.shape[0] - 1
     if offsets[0] != 0:
@@ -286,45 +329,71 @@ cdef check_offsets(const int64_t[::1] offsets, int64_t total):
                                  f"most {MAX_ROWS}")
 
 
+cdef int64_t longest_bag(const int64_t[::1] offsets) noexcept:
+    cdef int64_t b, longest = 0
+    for b in range(offsets.shape[0] - 1):
+        longest = max(longest, offsets[b + 1] - offsets[b])
+    return longest
+
+
+cdef check_shapes(Table table, const int64_t[::1] offsets, int64_t total, const float[::1] weights, float[:, :] out,
+                  const uint32_t[::1] y_sums, const int64_t[::1] lengths, const double[:, ::1] stats):
+    """ValueError unless everything is of the shape that the rest demands."""
+    cdef int64_t bags = offsets.shape[0] - 1
+    if bags < 0 or out.shape[0] != bags or out.shape[1] != table.t.dim or out.strides[1] != sizeof(float):
+        raise ValueError(f"out: got shape {(out.shape[0], out.shape[1])}, expected {(bags, table.t.dim)} with "
+                         "contiguous rows")
+    if weights is not None and weights.shape[0] != total:
+        raise ValueError(f"per_sample_weights: got {weights.shape[0]}, expected one per index, {total}")
+    if y_sums is not None and y_sums.shape[0] != bags:
+        raise ValueError(f"y_sums: got {y_sums.shape[0]}, expected {bags}")
+    if lengths is not None and lengths.shape[0] != bags:
+        raise ValueError(f"lengths: got {lengths.shape[0]}, expected {bags}")
+    if stats is not None and (stats.shape[0] != bags or stats.shape[1] != 3):
+        raise ValueError(f"stats: got shape {(stats.shape[0], stats.shape[1])}, expected {(bags, 3)}")
+    check_offsets(offsets, total)
+
+
+cdef take_indices(Job *job, indices):
+    """Point the job at the indices; IndexError if one is out of range."""
+    cdef const int64_t[::1] wide
+    cdef const int32_t[::1] narrow
+    cdef int64_t bad
+    job.indices, job.index_bytes = NULL, 8
+    if not job.total:
+        return
+    if indices.dtype == np.int32:
+        narrow = indices
+        job.indices, job.index_bytes = <const char *>&narrow[0], 4
+    else:
+        wide = indices
+        job.indices = <const char *>&wide[0]
+    bad = job.c.range(job.indices, job.index_bytes, job.total, job.t.num_rows)
+    if bad >= 0:
+        raise IndexError(f"indices: got {indices[bad]} at position {bad}, expected 0 to {job.t.num_rows - 1}")
+
+
 def pool(Context context, Table table, indices, const int64_t[::1] offsets, const float[::1] weights, float[:, :] out,
          int check, int limit, double limit_value, bint mean, int num_threads, uint32_t[::1] y_sums=None,
-         double[:, ::1] stats=None, growth=(0, 0, 0, 0, 0)):
+         const int64_t[::1] lengths=None, double[:, ::1] stats=None, growth=(0, 0, 0, 0, 0)):
     """Pool bags indices[offsets[b] : offsets[b + 1]] into out (B, dim), whose rows are contiguous.
 
     offsets (B + 1,) include the last one; check is a sum of CHECK_*; limit is LIMIT_*, growth the coefficients of
-    LIMIT_GROWTH. stats (B, 3) takes residual, reference and magnitude of each bag, if check isn't 0. Returns None when
-    every check agreed, else a list of (bag, kind, residual, limit). IndexError and ValueError before anything is written.
+    LIMIT_GROWTH; the mean divides by lengths where given. stats (B, 3) takes residual, reference and magnitude of each bag,
+    if check isn't 0. Returns None when every check agreed, else a list of (bag, kind, residual, limit). IndexError and
+    ValueError before anything is written.
     """
     cdef Job job
     cdef sedq_findings found
-    cdef const int64_t[::1] wide
-    cdef const int32_t[::1] narrow
-    cdef float[::1] scratch
-    cdef int64_t bad, verified, chunk
+    cdef float[::1] scratch, parts
+    cdef uint32_t[::1] long_bits
+    cdef unsigned char[::1] part_sums
+    cdef int64_t verified, chunk, longest
     cdef int threads
-    job.c, job.t, job.bags = &context.c, &table.t, offsets.shape[0] - 1
+    job.c, job.t, job.bag, job.bags = &context.c, &table.t, context.c.bag[table.t.format], offsets.shape[0] - 1
     job.total = indices.shape[0]
-    if job.bags < 0 or out.shape[0] != job.bags or out.shape[1] != table.dim or out.strides[1] != sizeof(float):
-        raise ValueError(f"out: got shape {(out.shape[0], out.shape[1])}, expected {(job.bags, table.dim)} with "
-                         "contiguous rows")
-    if weights is not None and weights.shape[0] != job.total:
-        raise ValueError(f"per_sample_weights: got {weights.shape[0]}, expected one per index, {job.total}")
-    if y_sums is not None and y_sums.shape[0] != job.bags:
-        raise ValueError(f"y_sums: got {y_sums.shape[0]}, expected {job.bags}")
-    if stats is not None and (stats.shape[0] != job.bags or stats.shape[1] != 3):
-        raise ValueError(f"stats: got shape {(stats.shape[0], stats.shape[1])}, expected {(job.bags, 3)}")
-    check_offsets(offsets, job.total)
-    job.indices, job.index_bytes = NULL, 8
-    if job.total:
-        if indices.dtype == np.int32:
-            narrow = indices
-            job.indices, job.index_bytes = <const char *>&narrow[0], 4
-        else:
-            wide = indices
-            job.indices = <const char *>&wide[0]
-        bad = job.c.range(job.indices, job.index_bytes, job.total, job.t.num_rows)
-        if bad >= 0:
-            raise IndexError(f"indices: got {indices[bad]} at position {bad}, expected 0 to {job.t.num_rows - 1}")
+    check_shapes(table, offsets, job.total, weights, out, y_sums, lengths, stats)
+    take_indices(&job, indices)
     if job.bags == 0:
         return None
     job.offsets, job.out, job.out_stride = &offsets[0], &out[0, 0], out.strides[0] // <int64_t>sizeof(float)
@@ -332,14 +401,21 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
     job.y_sums = NULL if y_sums is None else &y_sums[0]
     job.stats = NULL if stats is None else &stats[0, 0]
     job.growth[0], job.growth[1], job.growth[2], job.growth[3], job.growth[4] = growth
+    job.lengths = NULL if lengths is None else &lengths[0]
     job.check, job.limit, job.limit_value, job.mean, job.found = check, limit, limit_value, mean, &found
     found.count = 0
-    threads = threads_for(num_threads, job.total * (4 + table.dim // 16))
+    threads = threads_for(num_threads, job.total * (4 + table.t.dim // 16))
     chunk = max(<int64_t>1, min(<int64_t>CHUNK, job.bags // (4 * threads)))
-    job.scratch = NULL
+    job.scratch, job.parts, job.part_sums, job.long_bits = NULL, NULL, NULL, NULL
     if check & TWICE:
-        scratch = np.empty((job.bags + chunk - 1) // chunk * table.dim, dtype=np.float32)
+        scratch = np.empty((job.bags + chunk - 1) // chunk * table.t.dim, dtype=np.float32)
         job.scratch = &scratch[0]
+    longest = longest_bag(offsets) if job.total > ROWS_OF_PART else 0
+    if longest > ROWS_OF_PART:
+        longest = (longest + ROWS_OF_PART - 1) // ROWS_OF_PART
+        parts, long_bits = np.empty(longest * table.t.dim, np.float32), np.empty(job.bags, np.uint32)
+        part_sums = np.empty(longest * sizeof(sedq_bag_sums), np.uint8)
+        job.parts, job.long_bits, job.part_sums = &parts[0], &long_bits[0], <sedq_bag_sums *>&part_sums[0]
     with nogil:
         verified = run(&job, chunk, threads)
     if verified != job.bags:

@@ -15,7 +15,7 @@ from sedq import _config, _validation
 from sedq._core import _embedding
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
-from sedq.embedding.bag import bags
+from sedq.embedding.requests import bags
 from sedq.exceptions import SoftErrorDetected
 
 __all__ = ["TableSamples", "collect", "table_digest", "units_of"]
@@ -63,7 +63,7 @@ def table_digest(bag: EmbeddingBag) -> str:
     """Return a digest of a table's row digests, which cover all its bytes; computed once for each bag."""
     found = _digests.get(bag)
     if found is None:
-        stored = np.ascontiguousarray(bag._table.rows[:, -8:])
+        stored = np.ascontiguousarray(bag._table.digests)
         found = _digests[bag] = hashlib.sha256(stored.data).hexdigest()
     return found
 
@@ -140,8 +140,12 @@ def _is_call(first: Sequence[Any]) -> bool:
 
 
 def _run(bag: EmbeddingBag, calls: list[Call]) -> TableSamples:
+    if bag.bits > 8:
+        raise ValueError(f"bag_or_model: got {bag!r}, whose rows are floats, expected quantised ones of at most 8 bits")
     settings = _config.resolve(None, None, None)
     parts, outputs, steps, kept = [], [], [], 0
+    if bag._pruning is not None:
+        raise ValueError(f"bag_or_model: got {bag!r} with pruned rows or a padding_idx, expected one without")
     for index, starts, weights in calls:
         stats = np.empty((len(starts) - 1, 3))
         out = np.empty((len(stats), bag.shape[1]), np.float32)
@@ -158,8 +162,7 @@ def _run(bag: EmbeddingBag, calls: list[Call]) -> TableSamples:
             0.0,
             bag.mode == "mean",
             settings.num_threads or 0,
-            None,
-            stats,
+            stats=stats,
         )
         if found:
             raise SoftErrorDetected(f"{bag!r}: bag {found[0][0]} of the samples is corrupted, nothing was calibrated")
@@ -209,8 +212,10 @@ def _steps(bag: EmbeddingBag, index: Array, starts: Array, weights: Array | None
     steps = np.zeros(len(starts) - 1)
     some = np.flatnonzero(np.diff(starts))
     first = starts[some]
-    end = bag._table.rows.shape[1] - 16
-    scales = np.ascontiguousarray(bag._table.rows[index[first], end : end + 4]).view("<f4")[:, 0]
+    table = bag._table
+    kind, size = ("<f2", 2) if table.half else ("<f4", 4)
+    stored = table.rows[index[first], table.params_at : table.params_at + size]
+    scales = np.ascontiguousarray(stored).view(kind)[:, 0].astype(np.float64)
     steps[some] = np.abs(scales * (1 if weights is None else weights[first]))
     if bag.mode == "mean":
         steps[some] /= np.diff(starts)[some]

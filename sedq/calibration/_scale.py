@@ -81,12 +81,12 @@ def fit_growth(residual: Array, magnitude: Array, pooling: Array, parts: Array, 
 
 def rounding_bound(pooling: Array, dim: int, magnitude: Array) -> Array:
     """Return what no fault-free residual exceeds, as the compiled loop computes it."""
-    steps = (pooling + 5) * UNIT
+    steps = (pooling + 7) * UNIT
     return np.asarray(steps / (1 - steps) * magnitude + _underflow(pooling, dim))
 
 
 def _underflow(pooling: Array, dim: int) -> Array:
-    return np.asarray(dim * (257.0 * pooling + 4) * SMALLEST)
+    return np.asarray(dim * (262.0 * pooling + 4) * SMALLEST)
 
 
 def limits(threshold: float, growth: Growth, pooling: Array, dim: int, magnitude: Array) -> Array:
@@ -98,7 +98,7 @@ def limits(threshold: float, growth: Growth, pooling: Array, dim: int, magnitude
 
 
 def probabilistic_lambda(failure: float, pooling: int, dim: int) -> float:
-    """Return the factor of u M sqrt(n + 5) that bounds the residual except with probability `failure`.
+    """Return the factor of u M sqrt(n + 7) that bounds the residual except with probability `failure`.
 
     Higham and Mary (2019), on products of k factors (1 + delta)^(+-1) and on inner products: with independent errors of mean
     zero the product is 1 + theta with |theta| <= exp(lambda sqrt(k) u + k u^2 / (1 - u)) - 1 except with probability
@@ -106,6 +106,6 @@ def probabilistic_lambda(failure: float, pooling: int, dim: int) -> float:
     """
     products = (dim + 1) * max(pooling, 1)
     factor = math.sqrt(2 * math.log(2 * products / failure)) / (1 - UNIT)
-    steps = pooling + 5
+    steps = pooling + 7
     exponent = factor * math.sqrt(steps) * UNIT + steps * UNIT**2 / (1 - UNIT)
     return math.expm1(exponent) / (math.sqrt(steps) * UNIT)

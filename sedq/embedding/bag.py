@@ -6,23 +6,21 @@ or `recovery.handle` with how to recompute bags and reload rows.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, _validation, recovery
-from sedq._core import _dispatch, _embedding
-from sedq.embedding import layouts
+from sedq._core import _dispatch, _embedding, _rows
+from sedq.embedding import layouts, requests
+from sedq.embedding.sources import FloatSource, FusedSource, Source
 from sedq.exceptions import ModelFileError, SoftErrorDetected
 
 __all__ = ["EmbeddingBag"]
 
 Array = NDArray[Any]
-# gives the original fused rows of the given numbers, to restore corrupted ones from
-Source = Callable[[Array], Array]
+Mode = Literal["sum", "mean"]
 
 LEVELS = {
     "off": 0,
@@ -31,15 +29,14 @@ LEVELS = {
     "exact": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM,
     "full": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM | _embedding.CHECK_TWICE,
 }
-PAPER_BOUND = 1e-5
 MAX_FINDINGS = 64
 
 
 class EmbeddingBag:
     """Sums or means of rows of a quantised table, each call checked.
 
-    Made by `from_float` or `from_fused`. Rows are kept with a digest of their bytes and of their number, 8 bytes each
-    (and d padded to a multiple of 8): 11 % of memory at d = 64.
+    Made by `from_float`, `from_fused` or `view_fused`. Rows are kept with a digest of their bytes and of their number, 8
+    bytes each (and codes padded to a multiple of 8 bytes): 11 % of memory at 8 bits and d = 64.
 
     Attributes
     ----------
@@ -49,7 +46,7 @@ class EmbeddingBag:
         ``"sum"`` or ``"mean"``. PyTorch's ``nn.EmbeddingBag`` has mean as its default; here it is sum, as in
         PyTorch's quantised operators.
     bits : int
-        Bits of a code: 8.
+        Bits of a code: 8, 4 or 2; 16 for half and 32 for float rows.
 
     Examples
     --------
@@ -62,31 +59,55 @@ class EmbeddingBag:
            [ 4.,  5.,  6.,  7.]], dtype=float32)
     """
 
-    def __init__(self, rows: Array, dim: int, mode: str = "sum", source: Source | None = None) -> None:
+    def __init__(
+        self,
+        table: _rows.Table,
+        mode: str = "sum",
+        source: Source | None = None,
+        *,
+        layout: str = "torch",
+        padding_idx: int | None = None,
+        index_mapping: ArrayLike | None = None,
+    ) -> None:
         if mode not in ("sum", "mean"):
             raise ValueError(f"mode: got {mode!r}, expected 'sum' or 'mean'")
-        self._table = _embedding.Table(rows, dim)
-        self.shape: tuple[int, int] = (len(rows), dim)
+        self._table = table
+        self.shape: tuple[int, int] = (table.num_rows, table.dim)
         self.mode = mode
-        self.bits = 8
+        self.bits = table.bits
+        self._layout = layout  # of the rows that the source gives, and of a table that is only read
         self._source = source
+        pruned = padding_idx is not None or index_mapping is not None
+        self._pruning = requests.Pruning(padding_idx, index_mapping, table.num_rows) if pruned else None
 
     @classmethod
     def from_float(
-        cls, weight: ArrayLike, *, bits: int = 8, mode: Literal["sum", "mean"] = "sum", keep_source: bool = False
+        cls,
+        weight: ArrayLike,
+        *,
+        bits: int = 8,
+        mode: Mode = "sum",
+        keep_source: bool = False,
+        padding_idx: int | None = None,
+        index_mapping: ArrayLike | None = None,
     ) -> EmbeddingBag:
         """Quantise a float table row by row.
 
         Parameters
         ----------
         weight : array_like of float32, (rows, d)
-            Finite values.
-        bits : {8}, default 8
-            Bits of a code.
+            Finite values; of 4 and 2 bits, and of 16, in the range of float16.
+        bits : {8, 4, 2, 16, 32}, default 8
+            Bits of a code; 16 and 32 keep the rows as float16 and float32.
         mode : {"sum", "mean"}, default "sum"
             How a bag is pooled.
         keep_source : bool, default False
             Keep a reference to `weight`, from which corrupted rows are restored. It must not change.
+        padding_idx : int, optional
+            An index that contributes nothing and doesn't count in the mean; negative from the end.
+        index_mapping : array_like of int32 or int64, (original rows,), optional
+            For a pruned table: the row that each index means, or -1 for none, which contributes nothing but counts in
+            the mean. Kept with its inverse, with which it is compared at every look-up.
 
         Returns
         -------
@@ -97,15 +118,17 @@ class EmbeddingBag:
         ValueError
             For NaN or infinities, another shape or dtype, or an unknown mode.
         """
-        _check_bits(bits)
+        bits = layouts.check_bits(bits)
         w = _validation.finite_array("weight", weight, (None, None))
         if w.shape[1] == 0:
             raise ValueError(f"weight: got shape {w.shape}, expected at least one column")
         if not len(w):
             raise ValueError(f"weight: got shape {w.shape}, expected at least one row")
-        layouts.check_dim("weight", w.shape[1])
-        rows = layouts.add_digests(layouts.quantize_rows(w), w.shape[1])
-        return cls(rows, w.shape[1], mode, _FloatSource(w) if keep_source else None)
+        dim = layouts.check_dim("weight", w.shape[1], bits)
+        rows = layouts.add_digests(layouts.quantize_rows(w, bits), dim, bits=bits)
+        source = FloatSource(w, bits) if keep_source else None
+        table = _rows.Table(rows, dim, bits)
+        return cls(table, mode, source, padding_idx=padding_idx, index_mapping=index_mapping)
 
     @classmethod
     def from_fused(
@@ -115,25 +138,32 @@ class EmbeddingBag:
         bits: int = 8,
         layout: str = "torch",
         dim: int | None = None,
-        mode: Literal["sum", "mean"] = "sum",
+        mode: Mode = "sum",
         keep_source: bool = False,
+        padding_idx: int | None = None,
+        index_mapping: ArrayLike | None = None,
     ) -> EmbeddingBag:
-        """Take rows that another library has quantised.
+        """Take rows that another library has quantised, copied into rows with digests.
 
         Parameters
         ----------
         rows : ndarray of uint8, (rows, bytes)
-            Codes, scale and bias of each row. Copied.
-        bits : {8}, default 8
+            Codes, scale and bias of each row; with `bits` of 16 or 32 also a float16 or float32 array (rows, d).
+        bits : {8, 4, 2, 16, 32}, default 8
             Bits of a code.
-        layout : {"torch"}, default "torch"
-            d codes, float32 scale, float32 bias, as ``torch.ops.quantized.embedding_bag_byte_prepack`` makes them.
+        layout : {"torch", "half", "tbe"}, default "torch"
+            ``"torch"``: d codes, float32 scale, float32 bias, as ``torch.ops.quantized.embedding_bag_byte_prepack`` makes
+            them; of 4 and 2 bits packed codes, float16 scale, float16 bias. ``"half"``: float16 scale and bias with 8 bits
+            too. ``"tbe"``: float16 scale, float16 bias, codes, as FBGEMM's table-batched bags have them; rows may be
+            padded to a multiple of 16 bytes.
         dim : int, optional
-            Dimension d, to be compared with the one that the layout gives.
+            Dimension d. Needed where the row's bytes don't give it: rows that are padded, or end within a byte.
         mode : {"sum", "mean"}, default "sum"
             How a bag is pooled.
         keep_source : bool, default False
             Keep a reference to `rows`, from which corrupted rows are restored. It must not change.
+        padding_idx, index_mapping
+            As for `from_float`.
 
         Returns
         -------
@@ -143,17 +173,103 @@ class EmbeddingBag:
         ------
         ValueError
             For scales or biases that are not finite, another shape or dtype, or an unknown layout or mode.
-        """
-        _check_bits(bits)
-        got = layouts.fused_dim(rows, layout, dim)
-        if not len(rows):
-            raise ValueError(f"rows: got shape {rows.shape}, expected at least one row")
-        return cls(layouts.add_digests(rows, got), got, mode, _FusedSource(rows) if keep_source else None)
 
-    def to_fused(self) -> NDArray[np.uint8]:
-        """Return the rows in layout ``torch``: uint8 (rows, d + 8)."""
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> row = np.array([[0x10, 0x32, 0, 0x38, 0, 0x3C]], dtype=np.uint8)  # codes 0 1 2 3, scale 0.5, bias 1
+        >>> sedq.EmbeddingBag.from_fused(row, bits=4)([[0, 0]])
+        array([[2., 3., 4., 5.]], dtype=float32)
+        """
+        rows, at = _checked(rows, bits, layout, dim)
+        table = _rows.Table(layouts.add_digests(rows, at.dim, bits=bits, layout=layout), at.dim, bits)
+        source = FusedSource(rows) if keep_source else None
+        return cls(table, mode, source, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping)
+
+    @classmethod
+    def view_fused(
+        cls,
+        rows: Array,
+        *,
+        bits: int = 8,
+        layout: str = "torch",
+        dim: int | None = None,
+        mode: Mode = "sum",
+        padding_idx: int | None = None,
+        index_mapping: ArrayLike | None = None,
+        progress: layouts.Progress | None = None,
+    ) -> EmbeddingBag:
+        """Use rows of another library where they are, a memory-mapped file for instance; they are never written to.
+
+        Their digests are kept in an array of their own, 8 bytes a row (12 for 4 and 2 bits, 16 for half and float rows),
+        made in one pass over the rows. A look-up reads one more cache line than from rows of ours.
+
+        Parameters
+        ----------
+        rows : ndarray, (rows, bytes)
+            As for `from_fused`. A reference is kept; bytes within a row must be contiguous. They must not change.
+        bits, layout, dim, mode, padding_idx, index_mapping
+            As for `from_fused`.
+        progress : callable, optional
+            Called as ``progress(done, rows)`` while digests are made.
+
+        Returns
+        -------
+        EmbeddingBag
+
+        Raises
+        ------
+        ValueError
+            As for `from_fused`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> table = sedq.EmbeddingBag.view_fused(np.ones((5, 3), dtype=np.float16), bits=16)
+        >>> table([[1, 2]])
+        array([[2., 2., 2.]], dtype=float32)
+        """
+        rows, at = _checked(rows, bits, layout, dim)
+        table = layouts.attach_sidecar(rows, at, progress)
+        return cls(table, mode, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping)
+
+    def to_fused(self, layout: str = "torch", *, align: int = 1) -> NDArray[np.uint8]:
+        """Return the rows in a layout, as `from_fused` takes them: uint8 (rows, bytes).
+
+        Parameters
+        ----------
+        layout : {"torch", "half", "tbe"}, default "torch"
+            Layout of the rows.
+        align : int, default 1
+            Pad rows with zeros to a multiple of so many bytes; TorchRec has 16 with layout ``"tbe"``.
+
+        Raises
+        ------
+        ValueError
+            For a layout with float16 scale and bias, if they are not float16 numbers.
+        SoftErrorDetected
+            If rows are corrupted and can't be restored.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> bag = sedq.EmbeddingBag.from_float(np.ones((2, 64), dtype=np.float32), bits=4)
+        >>> bag.to_fused().shape, bag.to_fused("tbe", align=16).shape
+        ((2, 36), (2, 48))
+        """
+        layouts.geometry(layout, self.bits, self.shape[1])
+        align = _validation.integer("align", align, 1, 2**20)
         self.require_intact()
-        return layouts.strip_digests(self._table.rows, self.shape[1])
+        return layouts.strip_digests(self._own_rows(), self.shape[1], bits=self.bits, layout=layout, align=align)
+
+    def _own_rows(self) -> Array:
+        """Rows of ours, copied from another layout if need be."""
+        if self._table.own:
+            return self._table.rows
+        return layouts.add_digests(self._table.rows, self.shape[1], bits=self.bits, layout=self._layout)
 
     def bad_rows(self, rows: ArrayLike | None = None) -> list[int]:
         """Return the numbers of rows, of those given or of all, that don't fit their digests.
@@ -197,16 +313,20 @@ class EmbeddingBag:
             originals = self._source(numbers)
         except (OSError, ModelFileError, IndexError):  # the source is gone, or not what it was
             return []
+        if not self._table.own or originals.shape[1:] != (self._fused_width(),):
+            return []
         restored = []
         for number, fused in zip(numbers.tolist(), originals, strict=True):
-            if fused.size != self.shape[1] + layouts.PARAMETERS:
-                return []
-            row, stored = layouts.add_digests(fused[None], self.shape[1], number)[0], self._table.rows[number]
+            row = layouts.add_digests(fused[None], self.shape[1], number, bits=self.bits, layout=self._layout)[0]
+            stored = self._table.rows[number]
             # a source may have changed, or been struck too: it must agree with the digest, or with all but the digest
             if np.array_equal(row[-8:], stored[-8:]) or np.array_equal(row[:-8], stored[:-8]):
                 stored[...] = row
                 restored.append(number)
         return restored
+
+    def _fused_width(self) -> int:
+        return layouts.geometry(self._layout, self.bits, self.shape[1]).width
 
     def require_intact(self) -> None:
         """Restore corrupted rows, or raise SoftErrorDetected naming them."""
@@ -222,7 +342,15 @@ class EmbeddingBag:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.require_intact()
-        return type(self), (self._table.rows.copy(), self.shape[1], self.mode, self._source)
+        return type(self)._restored, (self._table.copy(), self.mode, self._source, self._layout, self._pruning)
+
+    @classmethod
+    def _restored(
+        cls, table: _rows.Table, mode: str, source: Source | None, layout: str, pruning: requests.Pruning | None
+    ) -> EmbeddingBag:
+        bag = cls(table, mode, source, layout=layout)
+        bag._pruning = pruning
+        return bag
 
     def __repr__(self) -> str:
         return f"<EmbeddingBag {self.shape[0]} x {self.shape[1]}, {self.bits} bit, mode={self.mode!r}>"
@@ -282,8 +410,8 @@ class EmbeddingBag:
             When data was corrupted and could not, or was not to, be corrected.
         """
         settings = _config.resolve(check, on_error, num_threads)
-        index, starts = bags(indices, offsets, include_last_offset)
-        weights = _weights(per_sample_weights, np.shape(indices))
+        index, starts = requests.bags(indices, offsets, include_last_offset)
+        weights = requests.weights_of(per_sample_weights, np.shape(indices))
         result = _validation.output(out, (len(starts) - 1, self.shape[1]), np.float32, (index, starts, weights))
         self.pool(index, starts, weights, result, settings, threshold=threshold)
         return result
@@ -304,9 +432,12 @@ class EmbeddingBag:
         level = LEVELS.get(settings.check)
         if level is None:
             raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, LEVELS))} here")
-        limit = _limit(threshold, self)
+        limit = requests.limit(threshold, self)
         watched = limit.kind == _embedding.LIMIT_GROWTH and level & _embedding.CHECK_SUM
         stats = np.empty((len(out), 3)) if watched else None
+        lengths = None
+        if self._pruning is not None:
+            indices, offsets, weights, lengths = self._pruned(indices, offsets, weights, operator)
         found = _embedding.pool(
             settings.kernels,
             self._table,
@@ -320,15 +451,28 @@ class EmbeddingBag:
             self.mode == "mean",
             settings.num_threads or 0,
             y_sums,
+            lengths,
             stats,
             limit.growth,
         )
         if level:
             recovery.count_checks(operator, len(out))
         if found is not None:
-            self._recover(found, indices, offsets, weights, out, y_sums, settings, operator, level, limit)
+            self._recover(found, indices, offsets, weights, lengths, out, y_sums, settings, operator, level, limit)
         if stats is not None:
             threshold.watch(self, offsets, weights, stats)
+
+    def _pruned(
+        self, indices: Array, offsets: Array, weights: Array | None, operator: str
+    ) -> tuple[Array, Array, Array | None, Array]:
+        """Leave out what contributes nothing."""
+        assert self._pruning is not None
+        try:
+            return self._pruning.apply(indices, offsets, weights)
+        except requests.CorruptMapping as error:
+            found = [(-1, recovery.INPUT, 0.0, 0.0)]
+            events = recovery.conclude(operator, found, _dispatch.current_cpu(), "raise", "memory", str(error))
+            raise SoftErrorDetected(recovery.summary(events), events) from None
 
     def _recover(
         self,
@@ -336,24 +480,25 @@ class EmbeddingBag:
         indices: Array,
         offsets: Array,
         weights: Array | None,
+        lengths: Array | None,
         out: Array,
         y_sums: Array | None,
         settings: _config.Settings,
         operator: str,
         level: int,
-        limit: _Limit,
+        limit: requests.Limit,
     ) -> None:
         """Deal with what `pool` found."""
         mean = self.mode == "mean"
         if limit.kind == _embedding.LIMIT_GROWTH:
             # rounding is the same on every path, so that a false alarm would come again: the second look is at the bound
-            limit = _Limit(_embedding.LIMIT_BOUND)
+            limit = requests.Limit(_embedding.LIMIT_BOUND)
 
         def compute_again(numbers: Array) -> tuple[list[recovery.Finding] | None, Array, Array]:
-            index, starts, factors = _select(numbers, indices, offsets, weights)
+            index, starts, factors = requests.select(numbers, indices, offsets, weights)
             again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.empty(len(numbers), np.uint32)
-            reference = _dispatch.get("reference")
-            args = index, starts, factors, again, level, limit.kind, limit.value, mean, 1, sums, None, limit.growth
+            reference, counts = _dispatch.get("reference"), None if lengths is None else lengths[numbers]
+            args = index, starts, factors, again, level, limit.kind, limit.value, mean, 1, sums, counts, None, limit.growth
             remaining = _embedding.pool(reference, self._table, *args)
             if remaining and all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in remaining):
                 bag = numbers[remaining[0][0]]
@@ -375,7 +520,7 @@ class EmbeddingBag:
             found = [(b, recovery.SUM if k == _embedding.FOUND_OVERFLOW else k, r, at) for b, k, r, at in found]
 
         def heal() -> tuple[str, str]:
-            index, _, _ = _select(_bags_in_doubt(found, len(out)), indices, offsets, None)
+            index, _, _ = requests.select(_bags_in_doubt(found, len(out)), indices, offsets, None)
             bad = self.bad_rows(np.unique(index))
             restored = self.restore(bad)
             left = sorted(set(bad) - set(restored))
@@ -384,89 +529,12 @@ class EmbeddingBag:
         recovery.handle(operator, found, settings.on_error, recompute, heal)
 
 
-class _FloatSource:
-    """Restores rows from the float table they were quantised from."""
-
-    def __repr__(self) -> str:
-        return "the float table"
-
-    def __init__(self, weight: Array) -> None:
-        self.weight = weight
-
-    def __call__(self, rows: Array) -> Array:
-        return layouts.quantize_rows(self.weight[rows])
-
-
-class _FusedSource:
-    """Restores rows from the fused rows they were taken from."""
-
-    def __repr__(self) -> str:
-        return "the fused rows"
-
-    def __init__(self, rows: Array) -> None:
-        self.rows = rows
-
-    def __call__(self, rows: Array) -> Array:
-        return self.rows[rows]
-
-
-def _check_bits(bits: int) -> None:
-    if bits != 8:
-        raise ValueError(f"bits: got {bits!r}, expected 8")
-
-
-def bags(indices: ArrayLike, offsets: ArrayLike | None, include_last_offset: bool) -> tuple[Array, Array]:
-    """Return indices (L,) and offsets (B + 1,) int64 with the last one, from any of the accepted forms."""
-    index = _validation.integers("indices", indices, (1, 2))
-    if index.ndim == 2:
-        if offsets is not None:
-            raise ValueError(f"offsets: got {_validation.describe(offsets)} with two-dimensional indices, expected None")
-        count, length = index.shape
-        return index.reshape(-1), np.arange(count + 1, dtype=np.int64) * length
-    if offsets is None:
-        raise ValueError("offsets: got None with one-dimensional indices, expected where each bag starts")
-    starts = _validation.integers("offsets", offsets, (1,)).astype(np.int64, copy=False)
-    if include_last_offset:
-        if not starts.size:
-            raise ValueError("offsets: got none, expected at least the last one with include_last_offset=True")
-        return index, starts
-    if not starts.size and index.size:
-        raise ValueError(f"offsets: got none for {index.size} indices")
-    if starts.size and starts[-1] > index.size:
-        raise ValueError(f"offsets: got {starts[-1]} last, expected at most the number of indices, {index.size}")
-    return index, np.append(starts, index.size)
-
-
-def _weights(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    if weights is None:
-        return None
-    return _validation.finite_array("per_sample_weights", weights, shape).reshape(-1)
-
-
-class _Limit(NamedTuple):
-    """What the residual of a sum is compared with, as the compiled loop takes it."""
-
-    kind: int
-    value: float = 0.0
-    growth: tuple[float, ...] = (0.0,) * _embedding.GROWTH_TERMS
-
-
-def _limit(threshold: Any, bag: EmbeddingBag) -> _Limit:
-    if isinstance(threshold, str) and threshold == "bound":
-        return _Limit(_embedding.LIMIT_BOUND)
-    if isinstance(threshold, str) and threshold == "paper":
-        return _Limit(_embedding.LIMIT_REFERENCE, PAPER_BOUND)
-    if hasattr(threshold, "growth"):  # a calibration; those with the bound say so by an infinite threshold
-        growth = threshold.growth(bag)
-        if threshold.threshold == math.inf:
-            return _Limit(_embedding.LIMIT_BOUND)
-        return _Limit(_embedding.LIMIT_GROWTH, threshold.threshold, growth)
-    number = getattr(threshold, "threshold", threshold)
-    real = isinstance(number, (int, float, np.floating, np.integer)) and not isinstance(number, bool)
-    value = float(number) if real else math.nan
-    if not 0 <= value < math.inf:
-        raise ValueError(f"threshold: got {threshold!r}, expected 'bound', 'paper', a number >= 0 or a calibration")
-    return _Limit(_embedding.LIMIT_MAGNITUDE, value)
+def _checked(rows: Array, bits: int, layout: str, dim: int | None) -> tuple[Array, layouts.Geometry]:
+    """Fused rows as uint8, at least one, and where their parts stand."""
+    rows, at = layouts.fused_geometry(rows, layouts.check_bits(bits), layout, dim)
+    if not len(rows):
+        raise ValueError(f"rows: got shape {rows.shape}, expected at least one row")
+    return rows, at
 
 
 def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:
@@ -474,11 +542,3 @@ def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:
     if len(found) >= MAX_FINDINGS or any(row < 0 or kind == recovery.OUTPUT for row, kind, _, _ in found):
         return np.arange(count)
     return np.unique([row for row, _, _, _ in found])
-
-
-def _select(numbers: Array, indices: Array, offsets: Array, weights: Array | None) -> tuple[Array, Array, Array | None]:
-    """Return the bags of the given numbers as indices, offsets and weights of their own."""
-    parts = [slice(offsets[b], offsets[b + 1]) for b in numbers]
-    starts = np.cumsum([0] + [p.stop - p.start for p in parts]).astype(np.int64)
-    index = np.concatenate([indices[p] for p in parts])
-    return index, starts, None if weights is None else np.concatenate([weights[p] for p in parts])

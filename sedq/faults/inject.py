@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq import _config, _validation
-from sedq._core import _embedding, _faultkernels, _gemm
+from sedq._core import _faultkernels, _gemm, _rows
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.quantized_linear import QuantizedLinear
@@ -112,7 +112,7 @@ def flip_row_bit(bag: EmbeddingBag, row: int, bit: int) -> None:
     row : int
         Row number.
     bit : int
-        Counted from the row's first byte, the padding of the codes left out; there are 8 (d + 16) of them.
+        Counted from the row's first byte, the padding of the codes left out; there are 8 (d + 16) of them with 8-bit codes.
 
     Examples
     --------
@@ -127,11 +127,13 @@ def flip_row_bit(bag: EmbeddingBag, row: int, bit: int) -> None:
     if not isinstance(bag, EmbeddingBag):
         raise TypeError(f"bag: got {_validation.describe(bag)}, expected an EmbeddingBag")
     rows, dim = bag.shape
-    if not 0 <= row < rows or not 0 <= bit < 8 * (dim + 16):
-        raise ValueError(f"got row {row}, bit {bit}, expected a row below {rows} and a bit below {8 * (dim + 16)}")
+    codes, table = _rows.code_bytes(dim, bag.bits), bag._table
+    if not table.own:
+        raise ValueError(f"bag: got {bag!r} over rows that are only read, expected one with rows of its own")
+    if not 0 <= row < rows or not 0 <= bit < 8 * (codes + _rows.TAIL):
+        raise ValueError(f"got row {row}, bit {bit}, expected a row below {rows} and a bit below {8 * (codes + _rows.TAIL)}")
     byte = bit // 8
-    width = _embedding.row_bytes(dim)
-    flip_bit(bag._table.rows, row * width + (byte if byte < dim else byte + width - dim - 16), bit % 8)
+    flip_bit(table.rows, row * table.stride + (byte if byte < codes else byte + table.code_bytes - codes), bit % 8)
 
 
 @contextmanager

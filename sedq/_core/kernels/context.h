@@ -75,32 +75,52 @@ typedef void (*sedq_store_fn)(int rows, int cols, const int32_t *tile, const uin
 /* Sum of rows x n stored words (bytes or 32-bit words), rows lying ld words apart, modulo 2^32. */
 typedef uint32_t (*sedq_sum_fn)(const void *p, int64_t rows, int64_t n, int64_t ld);
 
-/* An embedding table: rows of `stride` bytes, `dim` 8-bit codes (padded with zeros to `codes` bytes, a multiple of
- * 8), then float32 scale, float32 bias, and the 64-bit digest
- *     sum of codes << 40 | (bits of scale + bits of bias + row number). */
+/* An embedding table, in rows of ours or in someone else's layout. A row is `code_bytes` bytes of codes, of `bits` bits
+ * each, the first in the low bits of a byte; two 32-bit words; and a 64-bit digest,
+ *     sum of the bytes of the codes << 40 | (word 0 + word 1 + row number).
+ *
+ *   bits    word 0                              word 1
+ *   8       float32 scale                       float32 bias
+ *   8 half  float16 scale, float16 bias         (none: 0)
+ *   4, 2    float16 scale, float16 bias         sum of codes
+ *   16, 32  float32 sum of the row's values     float32 sum of their magnitudes, rounded up
+ *
+ * A row of ours is codes, padded with zeros to a multiple of 8 bytes, words, digest. In another layout the codes stand
+ * somewhere in the row, the words in the row or in a sidecar, the digest in the sidecar. Nothing is aligned. */
 typedef struct {
-    const uint8_t *rows;
-    int64_t num_rows, stride, dim, codes;
+    const uint8_t *rows;    /* row i: rows + i * stride; its codes: codes_at further */
+    const uint8_t *word[2]; /* word w of row i: word[w] + i * word_stride[w] */
+    const uint8_t *digests; /* digest of row i: digests + i * digest_stride */
+    int64_t stride, word_stride[2], digest_stride;
+    int64_t num_rows, dim, width, codes_at, code_bytes; /* width: bytes of a row that belong to the table */
+    int bits, half, format;                             /* half: scale and bias are float16; format: SEDQ_OWN8 ... */
 } sedq_table;
 
-/* What one pass over a bag found; sums are over its rows, and S_i is the code sum in the stored digest of row i. No
- * integer sum can wrap for fewer than 2^24 rows, so that a row that occurs many times cannot cancel. */
+/* Kinds of tables that a kernel may be written for: rows of ours by their bits, and everything else. */
+enum { SEDQ_OWN8, SEDQ_OWN4, SEDQ_OWN2, SEDQ_OWN16, SEDQ_OWN32, SEDQ_FOREIGN, SEDQ_FORMATS };
+
+/* What one pass over a bag found; sums are over its rows. S_i is the sum of codes that is stored with row i. No
+ * integer sum can wrap for fewer than 2^24 rows, so that a row that occurs many times cannot cancel: `codes` and `params`
+ * are both 0 if and only if what was read and the stored digests have the same sum. */
 typedef struct {
-    uint64_t codes;    /* sum of the codes that the loop read, less sum of S_i: 0 unless something is wrong */
-    uint64_t params;   /* sum of bits(scale) + bits(bias) + index, less sum of the digests' low 40 bits: likewise */
+    uint64_t codes;    /* bytes of codes as the loop read them, less what the digests say; 0 unless something is wrong */
+    uint64_t params;   /* words and index likewise; a kernel that can't tell the two apart may put the difference anywhere */
     double residual;   /* sum of the outputs, from registers, less `reference` */
-    double reference;  /* sum of w_i (scale_i S_i + dim bias_i) / divisor */
-    double magnitude;  /* sum of |w_i| (|scale_i| S_i + dim |bias_i|) / divisor */
+    double reference;  /* sum of w_i (scale_i S_i + dim bias_i) / divisor; of w_i times word 0 for bits 16 and 32 */
+    double magnitude;  /* sum of |w_i| (|scale_i| S_i + dim |bias_i|) / divisor; of |w_i| times word 1 */
     uint32_t out_bits; /* sum of the outputs' bit patterns, from registers, modulo 2^32 */
 } sedq_bag_sums;
 
 /* Pool rows indices[begin .. end) into out[dim]; `total` is the number of indices there are, for prefetching.
  * index_bytes is 4 or 8; weights may be NULL; divisor is 1, or the length of the bag for the mean. Order of
  * operations, the same everywhere: acc_j = fma(w_i scale_i, code_ij, acc_j) and b = fma(w_i, bias_i, b) in index order,
- * then out_j = (acc_j + b) / divisor. */
+ * then out_j = (acc_j + b) / divisor. For bits 16 and 32 the codes are the values, scale is 1 and bias 0. */
 typedef void (*sedq_bag_fn)(const sedq_table *t, const void *indices, int index_bytes, const float *weights,
                             int64_t begin, int64_t end, int64_t total, float divisor, float *out, int check,
                             sedq_bag_sums *sums);
+
+/* out[i] = digest of row first + i, from what is stored but the digest, for i < n. */
+typedef void (*sedq_digests_fn)(const sedq_table *t, int64_t first, int64_t n, uint64_t *out);
 
 /* Position of the first of n indices outside [0, rows), or -1. */
 typedef int64_t (*sedq_range_fn)(const void *indices, int index_bytes, int64_t n, int64_t rows);
@@ -123,7 +143,8 @@ typedef struct sedq_context {
     sedq_wide_sum_fn wide_sum;
     sedq_store_fn store_i32, store_u8, store_f32;
     sedq_sum_fn sum_u8, sum_words;
-    sedq_bag_fn bag;
+    sedq_bag_fn bag[SEDQ_FORMATS];
+    sedq_digests_fn digests;
     sedq_range_fn range;
     sedq_quantize_fn quantize;
     sedq_dots_fn dots;

@@ -62,7 +62,7 @@ INLINE float accumulate(const int NZ, const int check, const sedq_table *t, cons
     for (int z = 0; z < NZ; z++)
         acc[z] = _mm256_setzero_ps();
     for (int64_t i = begin; i < end; i++) {
-        const uint8_t *row = t->rows + index_at(indices, index_bytes, i) * t->stride, *tail = row + t->codes;
+        const uint8_t *row = t->rows + index_at(indices, index_bytes, i) * t->stride, *tail = row + t->code_bytes;
         const float w = weights ? weights[i] : 1.0f;
         float scale, row_bias;
         if (first)
@@ -140,5 +140,5 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
 
 void SEDQ_INIT(embedding_avx2)(sedq_context *c)
 {
-    c->bag = bag;
+    c->bag[SEDQ_OWN8] = bag;
 }

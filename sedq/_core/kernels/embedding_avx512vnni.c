@@ -1,4 +1,4 @@
-/* EmbeddingBag over 8-bit rows for AVX-512.
+/* EmbeddingBag over 8-bit rows of ours for AVX-512; other tables are AVX2's.
  *
  * A bag is walked once per block of up to 256 columns, which stay in 16 accumulators: codes are loaded once, summed with
  * vpsadbw for the digest from the very registers that are then widened (vpmovzxbd), converted and added (vfmadd). What
@@ -110,7 +110,7 @@ INLINE float accumulate(const int NZ, const int check, const sedq_table *t, cons
                         float *acc_out, lane_sums *s)
 {
     const int first = column == 0; /* the block of columns that also sees to tails and prefetching */
-    const int64_t last = total - 1, stride = t->stride, tail_at = t->codes;
+    const int64_t last = total - 1, stride = t->stride, tail_at = t->code_bytes;
     /* codes of this block of columns; beyond them in the last chunk stand the tail's bytes, which no one may sum */
     const int64_t bytes = tail_at - column < NZ * 16 ? tail_at - column : NZ * 16;
     const __mmask64 last_mask = ~(__mmask64)0 >> ((64 - bytes % 64) % 64);
@@ -271,6 +271,6 @@ static int64_t range(const void *indices, int index_bytes, int64_t n, int64_t ro
 
 void SEDQ_INIT(embedding_avx512vnni)(sedq_context *c)
 {
-    c->bag = bag;
+    c->bag[SEDQ_OWN8] = bag;
     c->range = range;
 }

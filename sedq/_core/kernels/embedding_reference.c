@@ -1,6 +1,7 @@
-/* Portable EmbeddingBag over 8-bit rows: complete, plain, and the path that recomputes what a faster one got wrong. */
+/* Portable EmbeddingBag over every table: complete, plain, and the path that recomputes what a faster one got wrong. */
 #include "context.h"
 #include "fault_hook.h"
+#include "rows.h"
 
 #include <math.h>
 #include <string.h>
@@ -12,12 +13,6 @@ static int64_t index_at(const void *indices, int index_bytes, int64_t i)
     return ((const int64_t *)indices)[i];
 }
 
-/* what follows the codes of a row */
-typedef struct {
-    float scale, bias;
-    uint64_t digest;
-} row_tail;
-
 static uint32_t bits(float x)
 {
     uint32_t u;
@@ -25,17 +20,31 @@ static uint32_t bits(float x)
     return u;
 }
 
-static void check_row(const sedq_table *t, const uint8_t *row, const row_tail *tail, int64_t index, double w,
+/* The share of one row in the precomputed sum, and its magnitude. */
+static void check_sum(const sedq_table *t, sedq_params p, uint64_t digest, const uint32_t *words, double w,
                       sedq_bag_sums *sums)
 {
-    const uint64_t stored = tail->digest >> 40;
-    const double code_sum = (double)stored, dim = (double)t->dim;
-    for (int64_t j = 0; j < t->codes; j++)
-        sums->codes += row[j];
-    sums->codes -= stored;
-    sums->params += (uint64_t)bits(tail->scale) + bits(tail->bias) + (uint64_t)index - (tail->digest - (stored << 40));
-    sums->reference += w * (tail->scale * code_sum + dim * tail->bias);
-    sums->magnitude += fabs(w) * (fabs((double)tail->scale) * code_sum + dim * fabs((double)tail->bias));
+    if (t->bits > 8) {
+        sums->reference += w * sedq_float(words[0]);
+        sums->magnitude += fabs(w) * sedq_float(words[1]);
+    } else {
+        const double code_sum = t->bits == 8 ? (double)(digest >> 40) : (double)words[1], dim = (double)t->dim;
+        sums->reference += w * (p.scale * code_sum + dim * p.bias);
+        sums->magnitude += fabs(w) * (fabs((double)p.scale) * code_sum + dim * fabs((double)p.bias));
+    }
+}
+
+/* row is the row that was pooled; index the same number, loaded again */
+static void check_row(const sedq_table *t, int64_t row, sedq_params p, int64_t index, double w, sedq_bag_sums *sums)
+{
+    const uint8_t *codes = sedq_codes(t, row);
+    const uint64_t digest = sedq_stored_digest(t, row);
+    const uint32_t words[2] = {sedq_word(t, 0, row), sedq_word(t, 1, row)};
+    for (int64_t j = 0; j < t->code_bytes; j++)
+        sums->codes += codes[j];
+    sums->codes -= digest >> 40;
+    sums->params += (uint64_t)words[0] + words[1] + (uint64_t)index - (digest & 0xffffffffff);
+    check_sum(t, p, digest, words, w, sums);
 }
 
 static void bag(const sedq_table *t, const void *indices, int index_bytes, const float *weights, int64_t begin,
@@ -49,15 +58,15 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     for (int64_t j = 0; j < t->dim; j++)
         out[j] = 0;
     for (int64_t i = begin; i < end; i++) {
-        const uint8_t *row = t->rows + index_at(indices, index_bytes, i) * t->stride;
-        const float w = weights ? weights[i] : 1.0f;
-        row_tail tail;
-        memcpy(&tail, row + t->codes, sizeof tail);
+        const int64_t row = index_at(indices, index_bytes, i);
+        const uint8_t *codes = sedq_codes(t, row);
+        const sedq_params p = sedq_row_params(t, row);
+        const float w = weights ? weights[i] : 1.0f, factor = w * p.scale;
         for (int64_t j = 0; j < t->dim; j++)
-            out[j] = fmaf(w * tail.scale, (float)row[j], out[j]);
-        bias = fmaf(w, tail.bias, bias);
+            out[j] = fmaf(factor, sedq_code(t, codes, j), out[j]);
+        bias = fmaf(w, p.bias, bias);
         if (check)
-            check_row(t, row, &tail, index_at((const void *)again, index_bytes, i), w, sums);
+            check_row(t, row, p, index_at((const void *)again, index_bytes, i), w, sums);
     }
     SEDQ_FAULT_BAG(out, t->dim);
     for (int64_t j = 0; j < t->dim; j++) {
@@ -71,6 +80,12 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     sums->residual = pooled - sums->reference;
 }
 
+static void digests(const sedq_table *t, int64_t first, int64_t n, uint64_t *out)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = sedq_row_digest(t, first + i);
+}
+
 static int64_t range(const void *indices, int index_bytes, int64_t n, int64_t rows)
 {
     for (int64_t i = 0; i < n; i++)
@@ -81,6 +96,8 @@ static int64_t range(const void *indices, int index_bytes, int64_t n, int64_t ro
 
 void SEDQ_INIT(embedding_reference)(sedq_context *c)
 {
-    c->bag = bag;
+    for (int format = 0; format < SEDQ_FORMATS; format++)
+        c->bag[format] = bag;
+    c->digests = digests;
     c->range = range;
 }

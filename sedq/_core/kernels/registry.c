@@ -2,6 +2,9 @@
 #include "fault_hook.h"
 
 #include <stddef.h>
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
 
 #ifdef SEDQ_FAULT_HOOK
 sedq_fault_plan sedq_tile_fault = {-1, 0, 0, 0, 0}, sedq_bag_fault = {-1, 0, 0, 0, 0};
@@ -38,10 +41,18 @@ static void init_avxvnni(sedq_context *c)
 #define init_avxvnni NULL
 #endif
 
+/* What AVX-512 has no bag of its own for, AVX2 has: every machine with the one has the other. */
+#ifdef SEDQ_BUILD_AVX2
+#define AVX2_BAGS SEDQ_INIT(embedding_avx2)
+#else
+#define AVX2_BAGS(c) ((void)(c))
+#endif
+
 #ifdef SEDQ_BUILD_AVX512VNNI
 static void init_avx512vnni(sedq_context *c)
 {
     init_reference(c);
+    AVX2_BAGS(c);
     SEDQ_INIT(gemm_avx512vnni)(c);
     SEDQ_INIT(embedding_avx512vnni)(c);
     SEDQ_INIT(dense_avx512vnni)(c);
@@ -66,10 +77,17 @@ static int always(void)
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
+/* Every processor with AVX2 has it; older compilers don't know its name. */
+static int has_f16c(void)
+{
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
 static int has_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 #ifdef SEDQ_EMULATE_AVX512
@@ -88,7 +106,7 @@ static int has_avxvnni(void)
 static int has_avx512vnni(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
