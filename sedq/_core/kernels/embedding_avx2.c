@@ -1,14 +1,27 @@
-/* EmbeddingBag over 8-bit rows for AVX2: as for AVX-512, in blocks of 64 columns that stay in 8 accumulators. */
+/* EmbeddingBag for AVX2, every kind of table.
+ *
+ * A bag is walked once per block of 64 columns. The first walk also prefetches rows, across the ends of bags, and adds up
+ * words and digests, 8 rows at a time: a row's share of scalar work is what costs in a table that is in cache. Rows of ours
+ * whose codes fill whole loads have loops of their own (OWN); the others take the words from where the table says. */
 #include "context.h"
+#include "embedding_avx2.h"
 #include "fault_hook.h"
 
-#include <immintrin.h>
 #include <math.h>
-#include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
+enum { AHEAD = 16, COLUMNS = 64, ROWS = 8, TAIL = 16 };
 
-enum { AHEAD = 16, COLUMNS = 64 };
+/* a compiler that can't see where a value comes from can't merge what is to be computed twice */
+#define HIDE(x) __asm__ volatile("" : "+x"(x))
+
+/* what a bag asks for */
+typedef struct {
+    const sedq_table *t;
+    const void *indices;
+    const float *weights;
+    int64_t begin, end, total, lines;
+    int index_bytes;
+} request;
 
 INLINE int64_t index_at(const void *indices, int index_bytes, int64_t i)
 {
@@ -17,128 +30,305 @@ INLINE int64_t index_at(const void *indices, int index_bytes, int64_t i)
     return ((const int64_t *)indices)[i];
 }
 
-INLINE void prefetch_row(const uint8_t *row, int64_t stride)
+/* Cache lines that a row of `width` bytes may touch, given by how many bytes rows are aligned. */
+static int64_t lines_of(const sedq_table *t)
 {
-    for (int64_t at = 0; at < stride; at += 64)
-        _mm_prefetch((const char *)row + at, _MM_HINT_T0);
-    _mm_prefetch((const char *)row + stride - 1, _MM_HINT_T0);
+    const int64_t apart = t->stride & -t->stride, aligned = apart < 64 ? apart : 64;
+    return (64 - aligned + t->width + 63) / 64;
 }
 
-/* Sums over the rows of a bag, as in sedq_bag_sums. */
-typedef struct {
-    uint64_t codes, params;
-    double reference, magnitude;
-} row_sums;
-
-/* What follows a row's codes: scale, bias, digest. */
-INLINE void check_tail(const uint8_t *tail, uint64_t index, double w, double dim, row_sums *s)
+INLINE void prefetch_row(const sedq_table *t, const int OWN, int64_t row, int64_t lines)
 {
-    uint32_t bits[2];
-    float params[2];
-    uint64_t digest;
-    memcpy(bits, tail, sizeof bits);
-    memcpy(params, tail, sizeof params);
-    memcpy(&digest, tail + sizeof bits, sizeof digest);
-    const uint64_t code_sum = digest >> 40;
-    const double q = (double)(int64_t)code_sum;
-    s->codes -= code_sum;
-    s->params += (uint64_t)bits[0] + bits[1] + index - (digest - (code_sum << 40));
-    s->reference += w * (params[0] * q + dim * params[1]);
-    s->magnitude += fabs(w) * (fabs((double)params[0]) * q + dim * fabs((double)params[1]));
+    const char *p = (const char *)t->rows + row * t->stride;
+    _mm_prefetch(p, _MM_HINT_T0);
+    for (int64_t k = 1; k < lines; k++)
+        _mm_prefetch(p + (64 * k < t->width ? 64 * k : t->width - 1), _MM_HINT_T0);
+    if (!OWN)
+        _mm_prefetch((const char *)t->digests + row * t->digest_stride, _MM_HINT_T0);
 }
 
-/* Rows begin .. end times 8 NZ columns from `column` on, bias not yet added; the bias sum is returned. */
-INLINE float accumulate(const int NZ, const int check, const sedq_table *t, const void *indices, int index_bytes,
-                        const float *weights, int64_t begin, int64_t end, int64_t total, int64_t column,
-                        float *acc_out, row_sums *s)
+/* what stands in for the rows that a block of rows lacks */
+static const uint8_t no_row[TAIL];
+
+INLINE __m128i foreign_tail(const sedq_table *t, int64_t row)
 {
-    const volatile char *again = indices; /* the digest sees the index as loaded a second time */
-    const int first = column == 0;        /* the block of columns that also sees to tails and prefetching */
-    const int64_t last = total - 1;
-    __m256 acc[8];
-    __m128i codes = _mm_setzero_si128();
-    float bias = 0;
-#pragma GCC unroll 8
-    for (int z = 0; z < NZ; z++)
-        acc[z] = _mm256_setzero_ps();
-    for (int64_t i = begin; i < end; i++) {
-        const uint8_t *row = t->rows + index_at(indices, index_bytes, i) * t->stride, *tail = row + t->code_bytes;
-        const float w = weights ? weights[i] : 1.0f;
-        float scale, row_bias;
-        if (first)
-            prefetch_row(t->rows + index_at(indices, index_bytes, i + AHEAD < last ? i + AHEAD : last) * t->stride,
-                         t->stride);
-        memcpy(&scale, tail, sizeof scale);
-        memcpy(&row_bias, tail + sizeof scale, sizeof row_bias);
-        bias = fmaf(w, row_bias, bias);
-        const __m256 factor = _mm256_set1_ps(w * scale);
-#pragma GCC unroll 8
-        for (int z = 0; z < NZ; z++) {
-            const __m128i q = _mm_loadl_epi64((const __m128i *)(row + column + z * 8));
-            if (check)
-                codes = _mm_add_epi64(codes, _mm_sad_epu8(q, _mm_setzero_si128()));
-            acc[z] = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(q)), acc[z]);
+    const uint64_t words = (uint64_t)sedq_word(t, 0, row) | (uint64_t)sedq_word(t, 1, row) << 32;
+    return _mm_set_epi64x((long long)sedq_stored_digest(t, row), (long long)words);
+}
+
+/* Words and digests of n <= 8 rows; at: their tails, for rows of ours. */
+INLINE eight_tails load_tails(const int OWN, const sedq_table *t, const uint8_t *const *at, const int64_t *rows, int n)
+{
+    eight_tails made;
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        __m128i low, high;
+        if (OWN) {
+            low = _mm_loadu_si128((const __m128i *)at[r]);
+            high = _mm_loadu_si128((const __m128i *)at[r + 4]);
+        } else {
+            low = r < n ? foreign_tail(t, rows[r]) : _mm_setzero_si128();
+            high = r + 4 < n ? foreign_tail(t, rows[r + 4]) : _mm_setzero_si128();
         }
-        if (check && first)
-            check_tail(tail, (uint64_t)index_at((const void *)again, index_bytes, i), w, (double)t->dim, s);
+        made.row[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
     }
-    s->codes += (uint64_t)_mm_cvtsi128_si64(codes);
+    return made;
+}
+
+INLINE __m256 load_weights(const float *weights, int64_t i, int n)
+{
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    if (!weights)
+        return _mm256_set1_ps(1.0f);
+    if (n == ROWS)
+        return _mm256_loadu_ps(weights + i);
+    return _mm256_maskload_ps(weights + i, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes));
+}
+
+/* Scale and bias of a row, for the pooling. */
+INLINE sedq_params params_of(const int BITS, const int OWN, const sedq_table *t, int64_t row, const uint8_t *tail)
+{
+    sedq_params p = {1, 0};
+    float both[4];
+    if (BITS > 8)
+        return p;
+    if (BITS == 8 && (OWN || !t->half)) {
+        memcpy(&p.scale, OWN ? tail : t->word[0] + row * t->word_stride[0], sizeof p.scale);
+        memcpy(&p.bias, OWN ? tail + 4 : t->word[1] + row * t->word_stride[1], sizeof p.bias);
+        return p;
+    }
+    _mm_storeu_ps(both, _mm_cvtph_ps(_mm_cvtsi32_si128((int)sedq_word(t, 0, row))));
+    p.scale = both[0];
+    p.bias = both[1];
+    return p;
+}
+
+/* Rows of a request times the NV accumulators of columns from `column` on, bias not yet added; the bias sum is returned. */
+INLINE float accumulate(const int BITS, const int NV, const int OWN, const int check, const request *q, int64_t column,
+                        float *acc_out, lane_sums *s)
+{
+    const sedq_table *t = q->t;
+    const void *indices = q->indices;
+    const float *weights = q->weights;
+    const uint8_t *first_code = t->rows + t->codes_at + column * BITS / 8, *first_tail = t->rows + t->code_bytes;
+    const int64_t stride = t->stride, latest = q->total - 1, lines = q->lines, end = q->end;
+    const int64_t groups = NV / GROUP(BITS) - 1, left = t->code_bytes - column * BITS / 8 - groups * GROUP_BYTES(BITS);
+    const int64_t last = left < GROUP_BYTES(BITS) ? left : GROUP_BYTES(BITS);
+    const int index_bytes = q->index_bytes, first = column == 0, packed = OWN && BITS < 8;
+    __m256 acc[8];
+    __m256i bytes = _mm256_setzero_si256();
+    float scales[ROWS] __attribute__((aligned(32))), biases[ROWS] __attribute__((aligned(32))), bias = 0;
 #pragma GCC unroll 8
-    for (int z = 0; z < NZ; z++)
-        _mm256_store_ps(acc_out + z * 8, acc[z]);
+    for (int z = 0; z < NV; z++)
+        acc[z] = _mm256_setzero_ps();
+    for (int64_t i = q->begin; i < end; i += ROWS) {
+        const int n = end - i < ROWS ? (int)(end - i) : ROWS;
+        const uint8_t *tail[ROWS];
+        int64_t row[ROWS];
+        for (int r = 0; r < n; r++) {
+            row[r] = index_at(indices, index_bytes, i + r);
+            tail[r] = first_tail + row[r] * stride;
+            if (first)
+                prefetch_row(t, OWN, index_at(indices, index_bytes, i + r + AHEAD < latest ? i + r + AHEAD : latest), lines);
+        }
+        for (int r = n; r < ROWS; r++)
+            tail[r] = no_row;
+        if (packed) { /* 8 scales and biases at once */
+            const eight_tails tails = load_tails(OWN, t, tail, row, n);
+            __m256 scale, shift;
+            halves(word_of(&tails, 0), &scale, &shift);
+            _mm256_store_ps(scales, scale);
+            _mm256_store_ps(biases, shift);
+        }
+        for (int r = 0; r < n; r++) {
+            const sedq_params p = packed ? (sedq_params){scales[r], biases[r]} : params_of(BITS, OWN, t, row[r], tail[r]);
+            float scale = p.scale;
+            if (weights) {
+                scale *= weights[i + r];
+                bias = fmaf(weights[i + r], p.bias, bias);
+            } else if (BITS <= 8) {
+                bias += p.bias;
+            }
+            bytes = add_row(BITS, NV, OWN, check, first_code + row[r] * stride, last, _mm256_set1_ps(scale), acc, bytes);
+        }
+        if (check && first) {
+            eight_tails tails = load_tails(OWN, t, tail, row, n);
+            for (int r = 0; r < 4; r++)
+                HIDE(tails.row[r]);
+            check_tails(BITS, BITS < 8 || (BITS == 8 && !OWN && t->half), &tails, weights != NULL,
+                        load_weights(weights, i, n), (float)t->dim, s);
+        }
+    }
+    s->bytes = _mm256_add_epi64(s->bytes, bytes);
+    columns(BITS, NV, OWN, acc, acc_out);
     return bias;
 }
 
-typedef float (*accumulate_fn)(const sedq_table *, const void *, int, const float *, int64_t, int64_t, int64_t, int64_t,
-                               float *, row_sums *);
+typedef float (*accumulate_fn)(const request *, int64_t, float *, lane_sums *);
 
-#define ACCUMULATE(NZ, CHECK)                                                                                          \
-    static __attribute__((noinline)) float accumulate_##NZ##_##CHECK(                                                  \
-        const sedq_table *t, const void *indices, int index_bytes, const float *weights, int64_t begin, int64_t end,   \
-        int64_t total, int64_t column, float *acc, row_sums *s)                                                        \
+#define ACCUMULATE(BITS, NV, OWN, CHECK)                                                                               \
+    static __attribute__((noinline)) float accumulate_##BITS##_##NV##_##OWN##_##CHECK(const request *q, int64_t column, \
+                                                                                       float *acc, lane_sums *s)       \
     {                                                                                                                  \
-        return accumulate(NZ, CHECK, t, indices, index_bytes, weights, begin, end, total, column, acc, s);             \
+        return accumulate(BITS, NV, OWN, CHECK, q, column, acc, s);                                                    \
     }
-#define BOTH(NZ) ACCUMULATE(NZ, 0) ACCUMULATE(NZ, 1)
-BOTH(1) BOTH(2) BOTH(3) BOTH(4) BOTH(5) BOTH(6) BOTH(7) BOTH(8)
-#define PAIR(NZ) {accumulate_##NZ##_0, accumulate_##NZ##_1}
-static const accumulate_fn table[8][2] = {PAIR(1), PAIR(2), PAIR(3), PAIR(4), PAIR(5), PAIR(6), PAIR(7), PAIR(8)};
+#define FOUR(BITS, NV) ACCUMULATE(BITS, NV, 0, 0) ACCUMULATE(BITS, NV, 0, 1) ACCUMULATE(BITS, NV, 1, 0) ACCUMULATE(BITS, NV, 1, 1)
+#define ALL(BITS) FOUR(BITS, 1) FOUR(BITS, 2) FOUR(BITS, 3) FOUR(BITS, 4) FOUR(BITS, 5) FOUR(BITS, 6) FOUR(BITS, 7) FOUR(BITS, 8)
+ALL(8) ALL(16) ALL(32) FOUR(4, 2) FOUR(4, 4) FOUR(4, 6) FOUR(4, 8) FOUR(2, 4) FOUR(2, 8)
 
-static uint32_t bits_of(float x)
+/* by whether rows are ours and whether to check */
+#define NAMES(BITS, NV)                                                                                                \
+    {{accumulate_##BITS##_##NV##_0_0, accumulate_##BITS##_##NV##_0_1},                                                 \
+     {accumulate_##BITS##_##NV##_1_0, accumulate_##BITS##_##NV##_1_1}}
+#define TABLE(BITS) {NAMES(BITS, 1), NAMES(BITS, 2), NAMES(BITS, 3), NAMES(BITS, 4), NAMES(BITS, 5), NAMES(BITS, 6), NAMES(BITS, 7), NAMES(BITS, 8)}
+static const accumulate_fn with_8[8][2][2] = TABLE(8), with_16[8][2][2] = TABLE(16), with_32[8][2][2] = TABLE(32);
+static const accumulate_fn with_4[4][2][2] = {NAMES(4, 2), NAMES(4, 4), NAMES(4, 6), NAMES(4, 8)};
+static const accumulate_fn with_2[2][2][2] = {NAMES(2, 4), NAMES(2, 8)};
+
+/* The loop for a block of n columns. */
+static accumulate_fn loop_for(const sedq_table *t, int64_t n, int check)
 {
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u;
+    const int own = t->format != SEDQ_FOREIGN && t->code_bytes % GROUP_BYTES(t->bits) == 0;
+    switch (t->bits) {
+    case 8:
+        return with_8[(n - 1) / 8][own][check];
+    case 4:
+        return with_4[(n - 1) / 16][own][check];
+    case 2:
+        return with_2[(n - 1) / 32][own][check];
+    case 16:
+        return with_16[(n - 1) / 8][own][check];
+    default:
+        return with_32[(n - 1) / 8][own][check];
+    }
+}
+
+INLINE uint64_t sum_lanes(__m256i x)
+{
+    const __m128i y = _mm_add_epi64(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    return (uint64_t)_mm_cvtsi128_si64(y) + (uint64_t)_mm_extract_epi64(y, 1);
+}
+
+INLINE double sum_doubles(__m256d x)
+{
+    const __m128d y = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+    return _mm_cvtsd_f64(y) + _mm_cvtsd_f64(_mm_unpackhi_pd(y, y));
+}
+
+INLINE uint32_t sum_words32(__m256i x)
+{
+    __m128i y = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(y);
+}
+
+/* Add the bias, divide, sum and store one block of columns. */
+INLINE void finish(const float *acc, int64_t n, float bias, float divisor, float *out, __m256d *pooled, __m256i *bits)
+{
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    for (int64_t j = 0; j < n; j += 8) {
+        __m256 y = _mm256_add_ps(_mm256_load_ps(acc + j), _mm256_set1_ps(bias));
+        if (divisor != 1.0f)
+            y = _mm256_div_ps(y, _mm256_set1_ps(divisor));
+        if (n - j >= 8) {
+            _mm256_storeu_ps(out + j, y);
+        } else {
+            const __m256i m = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n - j)), lanes);
+            y = _mm256_and_ps(y, _mm256_castsi256_ps(m));
+            _mm256_maskstore_ps(out + j, m, y);
+        }
+        *pooled = _mm256_add_pd(*pooled, low_doubles(y));
+        *pooled = _mm256_add_pd(*pooled, high_doubles(y));
+        *bits = _mm256_add_epi32(*bits, _mm256_castps_si256(y));
+    }
+}
+
+/* Sum of the indices, in a loop of its own: the digest sees them as loaded a second time. */
+static uint64_t sum_indices(const void *indices, int index_bytes, int64_t begin, int64_t end)
+{
+    __m256i sum = _mm256_setzero_si256();
+    uint64_t rest = 0;
+    int64_t i = begin;
+    if (index_bytes == 8)
+        for (; i + 4 <= end; i += 4)
+            sum = _mm256_add_epi64(sum, _mm256_loadu_si256((const __m256i *)((const int64_t *)indices + i)));
+    else
+        for (; i + 4 <= end; i += 4)
+            sum = _mm256_add_epi64(
+                sum, _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)((const int32_t *)indices + i))));
+    for (; i < end; i++)
+        rest += (uint64_t)index_at(indices, index_bytes, i);
+    return sum_lanes(sum) + rest;
+}
+
+/* Bytes, words and indices as read against digests. Without a fault both sides are one number, sum of bytes << 40 + the
+ * rest; it is compared in units of 2^32 and what is below, which can't wrap. */
+static void compare_digests(const lane_sums *s, uint64_t indices, sedq_bag_sums *sums)
+{
+    const __m128i even = _mm_add_epi64(_mm256_castsi256_si128(s->even), _mm256_extracti128_si256(s->even, 1));
+    const __m128i odd = _mm_add_epi64(_mm256_castsi256_si128(s->odd), _mm256_extracti128_si256(s->odd, 1));
+    const int64_t words = _mm_cvtsi128_si64(even) + _mm_cvtsi128_si64(odd);
+    const int64_t low = words + (int64_t)indices - _mm_extract_epi64(even, 1);
+    const int64_t high = (int64_t)(sum_lanes(s->bytes) << 8) - _mm_extract_epi64(odd, 1);
+    const int same = (low & 0xffffffff) == 0 && high + (low >> 32) == 0;
+    sums->codes = same ? 0 : (uint64_t)high;
+    sums->params = same ? 0 : (uint64_t)low;
 }
 
 static void bag(const sedq_table *t, const void *indices, int index_bytes, const float *weights, int64_t begin,
                 int64_t end, int64_t total, float divisor, float *out, int check, sedq_bag_sums *sums)
 {
-    _Alignas(32) float acc[COLUMNS];
-    row_sums s = {0, 0, 0, 0};
-    double pooled = 0;
-    uint32_t bits = 0;
+    const void *volatile again = indices;
+    const request q = {t, indices, weights, begin, end, total, lines_of(t), index_bytes};
+    float acc[COLUMNS] __attribute__((aligned(32)));
+    lane_sums s;
+    __m256d pooled = _mm256_setzero_pd();
+    __m256i bits = _mm256_setzero_si256();
+    s.bytes = s.even = s.odd = s.weights = _mm256_setzero_si256();
+    s.reference = s.magnitude = _mm256_setzero_pd();
+    s.size = _mm256_setzero_ps();
     for (int64_t column = 0; column < t->dim; column += COLUMNS) {
         const int64_t n = t->dim - column < COLUMNS ? t->dim - column : COLUMNS;
-        const float bias = table[(n + 7) / 8 - 1][check != 0](t, indices, index_bytes, weights, begin, end, total, column,
-                                                              acc, &s);
+        const float bias = loop_for(t, n, check != 0)(&q, column, acc, &s);
         SEDQ_FAULT_BAG(acc, n);
-        for (int64_t j = 0; j < n; j++) {
-            const float y = (acc[j] + bias) / divisor;
-            pooled += y;
-            bits += bits_of(y);
-            out[column + j] = y;
-        }
+        finish(acc, n, bias, divisor, out + column, &pooled, &bits);
     }
-    sums->codes = s.codes;
-    sums->params = s.params;
-    sums->reference = s.reference / divisor;
-    sums->magnitude = s.magnitude / divisor;
-    sums->residual = pooled - sums->reference;
-    sums->out_bits = bits;
+    if (!check)
+        return;
+    compare_digests(&s, sum_indices(again, index_bytes, begin, end), sums);
+    /* 1 + 2^-12: the lanes of `size` round, at most 2^10 times each */
+    sums->reference = sum_doubles(s.reference) / divisor;
+    sums->magnitude = sum_doubles(_mm256_add_pd(s.magnitude, _mm256_add_pd(low_doubles(s.size), high_doubles(s.size))));
+    sums->magnitude *= (1 + 0x1p-12) / divisor;
+    if (t->bits <= 8) {
+        sums->reference *= 0x1p24;
+        sums->magnitude *= 0x1p24;
+    }
+    sums->residual = sum_doubles(pooled) - sums->reference;
+    sums->out_bits = sum_words32(bits);
+}
+
+static void digests(const sedq_table *t, int64_t first, int64_t n, uint64_t *out)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    for (int64_t i = 0; i < n; i++) {
+        const uint8_t *codes = sedq_codes(t, first + i);
+        __m256i sum = zero;
+        int64_t j = 0;
+        for (; j + 32 <= t->code_bytes; j += 32)
+            sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_loadu_si256((const __m256i *)(codes + j)), zero));
+        for (; j + 8 <= t->code_bytes; j += 8)
+            sum = _mm256_add_epi64(sum, _mm256_sad_epu8(load_group(8, 1, codes + j, 8), zero));
+        if (j < t->code_bytes)
+            sum = _mm256_add_epi64(sum, _mm256_sad_epu8(load_group(8, 0, codes + j, t->code_bytes - j), zero));
+        out[i] = (sum_lanes(sum) << 40) + sedq_word(t, 0, first + i) + sedq_word(t, 1, first + i) + (uint64_t)(first + i);
+    }
 }
 
 void SEDQ_INIT(embedding_avx2)(sedq_context *c)
 {
-    c->bag[SEDQ_OWN8] = bag;
+    for (int format = 0; format < SEDQ_FORMATS; format++)
+        c->bag[format] = bag;
+    c->digests = digests;
 }

@@ -1,0 +1,257 @@
+/* Parts of the AVX2 bags: one row's codes into accumulators, accumulators into columns, and the sums of 8 rows' words.
+ *
+ * 8 accumulators of 8 columns, a block of 64, stay in registers. Which column a lane holds is what costs the fewest
+ * shuffles: 32 bytes are spread by vpshufb within their halves, so that accumulator k of 4 has the bytes 4k .. 4k+3 of either
+ * half; packed codes have accumulators of their own for each position in a byte. `columns` puts them in order, once a bag. */
+#ifndef SEDQ_EMBEDDING_AVX2_H
+#define SEDQ_EMBEDDING_AVX2_H
+
+#include "rows.h"
+
+#include <immintrin.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Bytes of codes that one load brings, but where a row has fewer left: these fill GROUP(bits) accumulators. */
+#define GROUP_BYTES(BITS) ((BITS) <= 8 ? 8 : (BITS))
+#define GROUP(BITS) ((BITS) <= 8 ? 8 / (BITS) : 1)
+
+INLINE __m256i spread(__m256i x, int k)
+{
+    const __m256i to = _mm256_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1, 0, -1, -1, -1, 1, -1,
+                                        -1, -1, 2, -1, -1, -1, 3, -1, -1, -1);
+    const __m256i low = _mm256_set1_epi32(0xff);
+    const __m256i from = _mm256_or_si256(to, _mm256_and_si256(_mm256_set1_epi32(4 * k), low));
+    return _mm256_shuffle_epi8(x, from);
+}
+
+INLINE __m256 add_codes(__m256 factor, __m256i codes, __m256 acc)
+{
+    return _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(codes), acc);
+}
+
+/* n <= 8 bytes, zeros above; nothing beyond them is read */
+INLINE uint64_t load_bytes(const uint8_t *p, int64_t n)
+{
+    uint32_t low, high;
+    if (n < 4)
+        return (uint64_t)p[0] | (uint64_t)p[n / 2] << 8 * (n / 2) | (uint64_t)p[n - 1] << 8 * (n - 1);
+    memcpy(&low, p, sizeof low);
+    memcpy(&high, p + n - 4, sizeof high);
+    return (uint64_t)low | (uint64_t)high << 8 * (n - 4);
+}
+
+/* Group of up to 32 bytes at p, of which n are the row's. */
+INLINE __m256i load_group(const int BITS, const int whole, const uint8_t *p, int64_t n)
+{
+    if (BITS == 32) {
+        if (whole)
+            return _mm256_loadu_si256((const __m256i *)p);
+        const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        return _mm256_maskload_epi32((const int *)p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n / 4)), lanes));
+    }
+    if (BITS == 16) {
+        if (whole)
+            return _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)p));
+        return _mm256_zextsi128_si256(_mm_set_epi64x(n > 8 ? (long long)load_bytes(p + 8, n - 8) : 0,
+                                                     (long long)load_bytes(p, n < 8 ? n : 8)));
+    }
+    if (whole)
+        return _mm256_zextsi128_si256(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_zextsi128_si256(_mm_cvtsi64_si128((long long)load_bytes(p, n)));
+}
+
+/* A group's codes times factor into GROUP(BITS) accumulators. */
+INLINE void add_group(const int BITS, __m256i x, __m256 factor, __m256 *acc)
+{
+    if (BITS == 32) {
+        acc[0] = _mm256_fmadd_ps(factor, _mm256_castsi256_ps(x), acc[0]);
+    } else if (BITS == 16) {
+        acc[0] = _mm256_fmadd_ps(factor, _mm256_cvtph_ps(_mm256_castsi256_si128(x)), acc[0]);
+    } else {
+        __m256i q = _mm256_cvtepu8_epi32(_mm256_castsi256_si128(x));
+#pragma GCC unroll 4
+        for (int k = 0; k < 8 / BITS; k++) {
+            const __m256i low = k + 1 < 8 / BITS ? _mm256_and_si256(q, _mm256_set1_epi32((1 << BITS) - 1)) : q;
+            acc[k] = add_codes(factor, low, acc[k]);
+            q = _mm256_srli_epi32(q, BITS);
+        }
+    }
+}
+
+/* How many accumulators are filled from loads of 32 bytes. A last group that may be short isn't. */
+#define WIDE(BITS, NV, OWN) ((BITS) == 8 ? ((NV) - !(OWN)) / 4 * 4 : (BITS) == 4 && (OWN) ? (NV) / 8 * 8 : 0)
+
+/* One row's codes, NV accumulators of them, times factor; returns `sum` with their bytes added. last: bytes of the last
+ * group, where rows aren't ours. */
+INLINE __m256i add_row(const int BITS, const int NV, const int OWN, const int check, const uint8_t *codes, int64_t last,
+                       __m256 factor, __m256 *acc, __m256i sum)
+{
+    const __m256i zero = _mm256_setzero_si256();
+#pragma GCC unroll 8
+    for (int z = 0; z < WIDE(BITS, NV, OWN); z += 32 / BITS) {
+        const __m256i x = _mm256_loadu_si256((const __m256i *)(codes + z * BITS));
+        if (check)
+            sum = _mm256_add_epi64(sum, _mm256_sad_epu8(x, zero));
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            const __m256i q = spread(x, k);
+            if (BITS == 8) {
+                acc[z + k] = add_codes(factor, q, acc[z + k]);
+            } else {
+                acc[2 * k] = add_codes(factor, _mm256_and_si256(q, _mm256_set1_epi32(15)), acc[2 * k]);
+                acc[2 * k + 1] = add_codes(factor, _mm256_srli_epi32(q, 4), acc[2 * k + 1]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int z = WIDE(BITS, NV, OWN); z < NV; z += GROUP(BITS)) {
+        const int whole = OWN || z + GROUP(BITS) < NV;
+        const __m256i x = load_group(BITS, whole, codes + z / GROUP(BITS) * GROUP_BYTES(BITS), last);
+        if (check)
+            sum = _mm256_add_epi64(sum, _mm256_sad_epu8(x, zero));
+        add_group(BITS, x, factor, acc + z);
+    }
+    return sum;
+}
+
+/* Two accumulators of even and odd columns as 16 columns, or as two runs of 8 that lie `apart`. */
+INLINE void interleave(__m256 even, __m256 odd, float *out, int apart)
+{
+    const __m256 low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
+    _mm256_store_ps(out, _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_store_ps(out + apart, _mm256_permute2f128_ps(low, high, 0x31));
+}
+
+/* Accumulators in the order of columns. */
+INLINE void columns(const int BITS, const int NV, const int OWN, const __m256 *acc, float *out)
+{
+    const int wide = WIDE(BITS, NV, OWN);
+#pragma GCC unroll 8
+    for (int z = 0; z < wide; z += 2) {
+        if (BITS == 8) { /* bytes 4k .. of either half */
+            const int at = z / 4 * 32 + z % 4 * 4;
+            const __m256 a = acc[z], b = acc[z + 1];
+            _mm256_storeu_ps(out + at, _mm256_permute2f128_ps(a, b, 0x20));
+            _mm256_storeu_ps(out + at + 16, _mm256_permute2f128_ps(a, b, 0x31));
+        } else {
+            interleave(acc[z], acc[z + 1], out + z / 2 * 8, 32);
+        }
+    }
+#pragma GCC unroll 8
+    for (int z = wide; z < NV; z += GROUP(BITS)) {
+        float *to = out + z * 8;
+        if (BITS == 4) {
+            interleave(acc[z], acc[z + 1], to, 8);
+        } else if (BITS == 2) {
+            float pairs[32] __attribute__((aligned(32))); /* columns 4i, 4i + 2, ...; then 4i + 1, 4i + 3, ... */
+            interleave(acc[z], acc[z + 2], pairs, 8);
+            interleave(acc[z + 1], acc[z + 3], pairs + 16, 8);
+            interleave(_mm256_load_ps(pairs), _mm256_load_ps(pairs + 16), to, 8);
+            interleave(_mm256_load_ps(pairs + 8), _mm256_load_ps(pairs + 24), to + 16, 8);
+        } else {
+            _mm256_store_ps(to, acc[z]);
+        }
+    }
+}
+
+/* --- words and digests of 8 rows --- */
+
+/* Sums over the rows of a bag, in 64-bit lanes and in doubles: of bytes of codes; of [word 0, low half of the digest] and
+ * [word 1, high half]; of the bits of the weights. size is the magnitude of 8 and fewer bits, in units of 2^24. */
+typedef struct {
+    __m256i bytes, even, odd, weights;
+    __m256d reference, magnitude;
+    __m256 size;
+} lane_sums;
+
+/* words and digests of rows 0 .. 3 in the low halves, 4 .. 7 in the high ones */
+typedef struct {
+    __m256i row[4];
+} eight_tails;
+
+INLINE __m256i word_of(const eight_tails *t, int w)
+{
+    const __m256i a = _mm256_unpacklo_epi32(t->row[0], t->row[1]), b = _mm256_unpacklo_epi32(t->row[2], t->row[3]);
+    return w ? _mm256_unpackhi_epi64(a, b) : _mm256_unpacklo_epi64(a, b);
+}
+
+INLINE __m256i digest_high(const eight_tails *t)
+{
+    const __m256i a = _mm256_unpackhi_epi32(t->row[0], t->row[1]), b = _mm256_unpackhi_epi32(t->row[2], t->row[3]);
+    return _mm256_unpackhi_epi64(a, b);
+}
+
+/* float16 scale and bias of 8 words */
+INLINE void halves(__m256i word, __m256 *scale, __m256 *bias)
+{
+    const __m256i low = _mm256_and_si256(word, _mm256_set1_epi32(0xffff)), high = _mm256_srli_epi32(word, 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+    *scale = _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+    *bias = _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1));
+}
+
+INLINE __m256 absolute(__m256 x)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+}
+
+INLINE __m256d low_doubles(__m256 x)
+{
+    return _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+}
+
+INLINE __m256d high_doubles(__m256 x)
+{
+    return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+}
+
+/* The precomputed sums of half and float rows. In doubles: a weight may be what keeps a product in the range of float. */
+INLINE void check_float_sums(__m256i word0, __m256i word1, __m256 w, lane_sums *s)
+{
+    const __m256 sum = _mm256_castsi256_ps(word0), size = _mm256_castsi256_ps(word1), a = absolute(w);
+    s->reference = _mm256_fmadd_pd(low_doubles(w), low_doubles(sum), s->reference);
+    s->reference = _mm256_fmadd_pd(high_doubles(w), high_doubles(sum), s->reference);
+    s->magnitude = _mm256_fmadd_pd(low_doubles(a), low_doubles(size), s->magnitude);
+    s->magnitude = _mm256_fmadd_pd(high_doubles(a), high_doubles(size), s->magnitude);
+}
+
+/* Add up what the tails of 8 rows say; weights are 1 where `weighted` isn't set. scale and bias are apart from those that
+ * were pooled with. The share of a row, w (scale S + dim bias), is taken in float in units of 2^24, which S and dim are
+ * below: it can't overflow unless an output can. */
+INLINE void check_tails(const int BITS, const int half, const eight_tails *t, int weighted, __m256 w, float dim,
+                        lane_sums *s)
+{
+    const __m256i low32 = _mm256_set1_epi64x(0xffffffff), word0 = word_of(t, 0), word1 = word_of(t, 1);
+    const __m256 unit = _mm256_set1_ps(0x1p-24f), d = _mm256_set1_ps(dim * 0x1p-24f);
+    __m256 scale = _mm256_castsi256_ps(word0), bias = _mm256_castsi256_ps(word1);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        s->even = _mm256_add_epi64(s->even, _mm256_and_si256(t->row[r], low32));
+        s->odd = _mm256_add_epi64(s->odd, _mm256_srli_epi64(t->row[r], 32));
+    }
+    if (weighted) {
+        const __m256i bits = _mm256_castps_si256(w);
+        s->weights = _mm256_add_epi64(s->weights, _mm256_and_si256(bits, low32));
+        s->weights = _mm256_add_epi64(s->weights, _mm256_srli_epi64(bits, 32));
+    }
+    if (BITS > 8) {
+        check_float_sums(word0, word1, w, s);
+        return;
+    }
+    const __m256i sums = BITS == 8 ? _mm256_srli_epi32(digest_high(t), 8) : word1;
+    const __m256 codes = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), unit);
+    if (half)
+        halves(word0, &scale, &bias);
+    if (weighted) {
+        scale = _mm256_mul_ps(scale, w);
+        bias = _mm256_mul_ps(bias, w);
+    }
+    const __m256 share = _mm256_fmadd_ps(scale, codes, _mm256_mul_ps(bias, d));
+    s->reference = _mm256_add_pd(s->reference, low_doubles(share));
+    s->reference = _mm256_add_pd(s->reference, high_doubles(share));
+    s->size = _mm256_fmadd_ps(absolute(scale), codes, s->size);
+    s->size = _mm256_fmadd_ps(absolute(bias), d, s->size);
+}
+
+#endif
