@@ -356,16 +356,16 @@ def test_rows_that_do_not_fit_are_refused(rng: np.random.Generator) -> None:
         with pytest.raises(ValueError, match="rows: got "):
             make(np.zeros(shape, np.uint8))
     bag = make(np.hstack([np.zeros((2, 4), np.uint8), np.full((2, 2), 0.1, "<f4").view(np.uint8)]))
-    with pytest.raises(ValueError, match="layout: got 'half', but scale 0.1.* and bias 0.1.* of row 0 are no float16"):
+    with pytest.raises(ValueError, match=r"layout: got 'half', but scale 0.1.* and bias 0.1.* of row 0 are no float16"):
         bag.to_fused("half")
     with pytest.raises(ValueError, match="align: got 0, expected"):
         bag.to_fused(align=0)
     for bits, value in ((4, 1e6), (2, -1e6), (16, 1e5)):
-        with pytest.raises(ValueError, match="weight: got .* overflow"):
+        with pytest.raises(ValueError, match=r"weight: got .* overflow"):
             sedq.EmbeddingBag.from_float(np.array([[0, value]]), bits=bits)
     nan = np.full((2, 8), 0, np.uint8)
     nan[1, 5] = 0x7C  # an infinite scale
-    with pytest.raises(ValueError, match="rows: got scale inf and bias 0.0 in row 1, expected finite ones"):
+    with pytest.raises(ValueError, match=r"rows: got scale inf and bias 0.0 in row 1, expected finite ones"):
         make(nan, bits=4)
 
 
