@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-UINT8 = np.dtype(np.uint8)
+UINT8, INT32, INT64 = np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 FLOAT32_TINY = 2.0**-126  # below it the reciprocal may overflow
 
@@ -134,6 +134,10 @@ def integer(name: str, value: int, low: int, high: int) -> int:
 
 def integers(name: str, value: ArrayLike, ndims: Sequence[int]) -> Array:
     """Return a contiguous array of int32 or int64 of one of some numbers of dimensions."""
+    if type(value) is np.ndarray and (value.dtype is INT64 or value.dtype is INT32) and value.ndim in ndims:
+        flags = value.flags  # what nearly every call gives, and fast
+        if flags.c_contiguous and flags.aligned:
+            return value
     expected = " or ".join(f"{n}-dimensional" for n in ndims) + " int32 or int64"
     a = array(name, value, expected)
     if a.size == 0 and not isinstance(value, np.ndarray):

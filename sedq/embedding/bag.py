@@ -411,7 +411,9 @@ class EmbeddingBag:
         """
         settings = _config.resolve(check, on_error, num_threads)
         index, starts = requests.bags(indices, offsets, include_last_offset)
-        weights = requests.weights_of(per_sample_weights, np.shape(indices))
+        weights = None
+        if per_sample_weights is not None:
+            weights = requests.weights_of(per_sample_weights, np.shape(indices))
         result = _validation.output(out, (len(starts) - 1, self.shape[1]), np.float32, (index, starts, weights))
         self.pool(index, starts, weights, result, settings, threshold=threshold)
         return result

@@ -27,7 +27,9 @@ def bags(indices: ArrayLike, offsets: ArrayLike | None, include_last_offset: boo
         return index.reshape(-1), np.arange(count + 1, dtype=np.int64) * length
     if offsets is None:
         raise ValueError("offsets: got None with one-dimensional indices, expected where each bag starts")
-    starts = _validation.integers("offsets", offsets, (1,)).astype(np.int64, copy=False)
+    starts = _validation.integers("offsets", offsets, (1,))
+    if starts.dtype is not _validation.INT64:
+        starts = starts.astype(np.int64)
     if include_last_offset:
         if not starts.size:
             raise ValueError("offsets: got none, expected at least the last one with include_last_offset=True")
@@ -36,13 +38,13 @@ def bags(indices: ArrayLike, offsets: ArrayLike | None, include_last_offset: boo
         raise ValueError(f"offsets: got none for {index.size} indices")
     if starts.size and starts[-1] > index.size:
         raise ValueError(f"offsets: got {starts[-1]} last, expected at most the number of indices, {index.size}")
-    return index, np.append(starts, index.size)
+    ends = np.empty(len(starts) + 1, np.int64)
+    ends[:-1], ends[-1] = starts, index.size
+    return index, ends
 
 
-def weights_of(weights: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+def weights_of(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Return per-sample weights of finite numbers, one-dimensional."""
-    if weights is None:
-        return None
     return _validation.finite_array("per_sample_weights", weights, shape).reshape(-1)
 
 

@@ -37,17 +37,17 @@ static int64_t lines_of(const sedq_table *t)
     return (64 - aligned + t->width + 63) / 64;
 }
 
-INLINE void prefetch_row(const sedq_table *t, const int OWN, int64_t row, int64_t lines)
+/* One row that comes up in a while, perhaps in another bag. */
+INLINE void prefetch_row(const uint8_t *row, int64_t width, int64_t lines)
 {
-    const char *p = (const char *)t->rows + row * t->stride;
+    const char *p = (const char *)row;
     _mm_prefetch(p, _MM_HINT_T0);
-    for (int64_t k = 1; k < lines; k++)
-        _mm_prefetch(p + (64 * k < t->width ? 64 * k : t->width - 1), _MM_HINT_T0);
-    if (!OWN)
-        _mm_prefetch((const char *)t->digests + row * t->digest_stride, _MM_HINT_T0);
+    _mm_prefetch(p + (64 < width ? 64 : width - 1), _MM_HINT_T0);
+    for (int64_t k = 2; k < lines; k++)
+        _mm_prefetch(p + (64 * k < width ? 64 * k : width - 1), _MM_HINT_T0);
 }
 
-/* what stands in for the rows that a block of rows lacks */
+/* what stands in for the words and digest of rows that a block of rows lacks */
 static const uint8_t no_row[TAIL];
 
 INLINE __m128i foreign_tail(const sedq_table *t, int64_t row)
@@ -56,19 +56,22 @@ INLINE __m128i foreign_tail(const sedq_table *t, int64_t row)
     return _mm_set_epi64x((long long)sedq_stored_digest(t, row), (long long)words);
 }
 
-/* Words and digests of n <= 8 rows; at: their tails, for rows of ours. */
-INLINE eight_tails load_tails(const int OWN, const sedq_table *t, const uint8_t *const *at, const int64_t *rows, int n)
+/* Words and digests of n <= 8 rows; at: where rows of ours start; i: which index is the first, for others. */
+INLINE eight_tails load_tails(const int OWN, const request *q, int64_t i, const uint8_t *const *at, int n)
 {
+    const int64_t tail = q->t->code_bytes;
     eight_tails made;
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
-        __m128i low, high;
+        __m128i low = _mm_setzero_si128(), high = low;
         if (OWN) {
-            low = _mm_loadu_si128((const __m128i *)at[r]);
-            high = _mm_loadu_si128((const __m128i *)at[r + 4]);
+            low = _mm_loadu_si128((const __m128i *)(r < n ? at[r] + tail : no_row));
+            high = _mm_loadu_si128((const __m128i *)(r + 4 < n ? at[r + 4] + tail : no_row));
         } else {
-            low = r < n ? foreign_tail(t, rows[r]) : _mm_setzero_si128();
-            high = r + 4 < n ? foreign_tail(t, rows[r + 4]) : _mm_setzero_si128();
+            if (r < n)
+                low = foreign_tail(q->t, index_at(q->indices, q->index_bytes, i + r));
+            if (r + 4 < n)
+                high = foreign_tail(q->t, index_at(q->indices, q->index_bytes, i + r + 4));
         }
         made.row[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
     }
@@ -85,83 +88,104 @@ INLINE __m256 load_weights(const float *weights, int64_t i, int n)
     return _mm256_maskload_ps(weights + i, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes));
 }
 
-/* Scale and bias of a row, for the pooling. */
-INLINE sedq_params params_of(const int BITS, const int OWN, const sedq_table *t, int64_t row, const uint8_t *tail)
+/* Scale and bias of the row at `at`, the i-th of the request, for the pooling. */
+INLINE sedq_params params_of(const int BITS, const int OWN, const request *q, int64_t i, const uint8_t *at)
 {
+    const sedq_table *t = q->t;
     sedq_params p = {1, 0};
-    float both[4];
-    if (BITS > 8)
-        return p;
-    if (BITS == 8 && (OWN || !t->half)) {
-        memcpy(&p.scale, OWN ? tail : t->word[0] + row * t->word_stride[0], sizeof p.scale);
-        memcpy(&p.bias, OWN ? tail + 4 : t->word[1] + row * t->word_stride[1], sizeof p.bias);
-        return p;
+    if (BITS == 8 && OWN) {
+        memcpy(&p.scale, at + t->code_bytes, sizeof p.scale);
+        memcpy(&p.bias, at + t->code_bytes + 4, sizeof p.bias);
+    } else if (BITS <= 8) {
+        const int64_t row = index_at(q->indices, q->index_bytes, i);
+        if (t->half) {
+            const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128((int)sedq_word(t, 0, row)));
+            p.scale = _mm_cvtss_f32(both);
+            p.bias = _mm_cvtss_f32(_mm_movehdup_ps(both));
+        } else {
+            p.scale = sedq_float(sedq_word(t, 0, row));
+            p.bias = sedq_float(sedq_word(t, 1, row));
+        }
     }
-    _mm_storeu_ps(both, _mm_cvtph_ps(_mm_cvtsi32_si128((int)sedq_word(t, 0, row))));
-    p.scale = both[0];
-    p.bias = both[1];
     return p;
+}
+
+/* What a walk carries from row to row. */
+typedef struct {
+    __m256 acc[8];
+    __m256i bytes;
+    float bias;
+} walk;
+
+/* n <= 8 rows from the i-th index on, times NV accumulators of columns from `column` on. */
+INLINE void add_rows(const int BITS, const int NV, const int OWN, const int check, const request *q, int64_t column,
+                     int64_t i, const int n, walk *w, lane_sums *s)
+{
+    const sedq_table *t = q->t;
+    const void *indices = q->indices;
+    const float *weights = q->weights;
+    const int64_t first_code = t->codes_at + column * BITS / 8, stride = t->stride, lines = q->lines;
+    const int64_t groups = NV / GROUP(BITS) - 1, left = t->code_bytes - column * BITS / 8 - groups * GROUP_BYTES(BITS);
+    const int64_t last = left < GROUP_BYTES(BITS) ? left : GROUP_BYTES(BITS), latest = q->total - n - i;
+    const int64_t ahead = latest < AHEAD ? latest : AHEAD;
+    const int first = column == 0, packed = OWN && BITS < 8, index_bytes = q->index_bytes;
+    const uint8_t *at[ROWS];
+    float scales[ROWS] __attribute__((aligned(32))), biases[ROWS] __attribute__((aligned(32)));
+    if (packed) { /* 8 scales and biases at once */
+        __m256 scale, shift;
+        for (int r = 0; r < n; r++)
+            at[r] = t->rows + index_at(indices, index_bytes, i + r) * stride;
+        const eight_tails tails = load_tails(OWN, q, i, at, n);
+        halves(word_of(&tails, 0), &scale, &shift);
+        _mm256_store_ps(scales, scale);
+        _mm256_store_ps(biases, shift);
+    }
+    for (int r = 0; r < n; r++) {
+        if (!packed)
+            at[r] = t->rows + index_at(indices, index_bytes, i + r) * stride;
+        if (first)
+            prefetch_row(t->rows + index_at(indices, index_bytes, i + r + ahead) * stride, t->width, lines);
+        if (first && !OWN)
+            _mm_prefetch((const char *)t->digests + index_at(indices, index_bytes, i + r + ahead) * t->digest_stride,
+                         _MM_HINT_T0);
+        const sedq_params p = packed ? (sedq_params){scales[r], biases[r]} : params_of(BITS, OWN, q, i + r, at[r]);
+        float scale = p.scale;
+        if (weights) {
+            scale *= weights[i + r];
+            w->bias = fmaf(weights[i + r], p.bias, w->bias);
+        } else if (BITS <= 8) {
+            w->bias += p.bias;
+        }
+        w->bytes = add_row(BITS, NV, OWN, check, at[r] + first_code, last, _mm256_set1_ps(scale), w->acc, w->bytes);
+    }
+    if (check && first) {
+        eight_tails tails = load_tails(OWN, q, i, at, n);
+        for (int r = 0; r < 4; r++)
+            HIDE(tails.row[r]);
+        check_tails(BITS, BITS < 8 || (BITS == 8 && !OWN && t->half), &tails, weights != NULL,
+                    load_weights(weights, i, n), (float)t->dim, s);
+    }
 }
 
 /* Rows of a request times the NV accumulators of columns from `column` on, bias not yet added; the bias sum is returned. */
 INLINE float accumulate(const int BITS, const int NV, const int OWN, const int check, const request *q, int64_t column,
                         float *acc_out, lane_sums *s)
 {
-    const sedq_table *t = q->t;
-    const void *indices = q->indices;
-    const float *weights = q->weights;
-    const uint8_t *first_code = t->rows + t->codes_at + column * BITS / 8, *first_tail = t->rows + t->code_bytes;
-    const int64_t stride = t->stride, latest = q->total - 1, lines = q->lines, end = q->end;
-    const int64_t groups = NV / GROUP(BITS) - 1, left = t->code_bytes - column * BITS / 8 - groups * GROUP_BYTES(BITS);
-    const int64_t last = left < GROUP_BYTES(BITS) ? left : GROUP_BYTES(BITS);
-    const int index_bytes = q->index_bytes, first = column == 0, packed = OWN && BITS < 8;
-    __m256 acc[8];
-    __m256i bytes = _mm256_setzero_si256();
-    float scales[ROWS] __attribute__((aligned(32))), biases[ROWS] __attribute__((aligned(32))), bias = 0;
+    const int64_t end = q->end;
+    int64_t i = q->begin;
+    walk w;
 #pragma GCC unroll 8
     for (int z = 0; z < NV; z++)
-        acc[z] = _mm256_setzero_ps();
-    for (int64_t i = q->begin; i < end; i += ROWS) {
-        const int n = end - i < ROWS ? (int)(end - i) : ROWS;
-        const uint8_t *tail[ROWS];
-        int64_t row[ROWS];
-        for (int r = 0; r < n; r++) {
-            row[r] = index_at(indices, index_bytes, i + r);
-            tail[r] = first_tail + row[r] * stride;
-            if (first)
-                prefetch_row(t, OWN, index_at(indices, index_bytes, i + r + AHEAD < latest ? i + r + AHEAD : latest), lines);
-        }
-        for (int r = n; r < ROWS; r++)
-            tail[r] = no_row;
-        if (packed) { /* 8 scales and biases at once */
-            const eight_tails tails = load_tails(OWN, t, tail, row, n);
-            __m256 scale, shift;
-            halves(word_of(&tails, 0), &scale, &shift);
-            _mm256_store_ps(scales, scale);
-            _mm256_store_ps(biases, shift);
-        }
-        for (int r = 0; r < n; r++) {
-            const sedq_params p = packed ? (sedq_params){scales[r], biases[r]} : params_of(BITS, OWN, t, row[r], tail[r]);
-            float scale = p.scale;
-            if (weights) {
-                scale *= weights[i + r];
-                bias = fmaf(weights[i + r], p.bias, bias);
-            } else if (BITS <= 8) {
-                bias += p.bias;
-            }
-            bytes = add_row(BITS, NV, OWN, check, first_code + row[r] * stride, last, _mm256_set1_ps(scale), acc, bytes);
-        }
-        if (check && first) {
-            eight_tails tails = load_tails(OWN, t, tail, row, n);
-            for (int r = 0; r < 4; r++)
-                HIDE(tails.row[r]);
-            check_tails(BITS, BITS < 8 || (BITS == 8 && !OWN && t->half), &tails, weights != NULL,
-                        load_weights(weights, i, n), (float)t->dim, s);
-        }
-    }
-    s->bytes = _mm256_add_epi64(s->bytes, bytes);
-    columns(BITS, NV, OWN, acc, acc_out);
-    return bias;
+        w.acc[z] = _mm256_setzero_ps();
+    w.bytes = _mm256_setzero_si256();
+    w.bias = 0;
+    for (; i + ROWS <= end; i += ROWS)
+        add_rows(BITS, NV, OWN, check, q, column, i, ROWS, &w, s);
+    if (i < end)
+        add_rows(BITS, NV, OWN, check, q, column, i, (int)(end - i), &w, s);
+    s->bytes = _mm256_add_epi64(s->bytes, w.bytes);
+    columns(BITS, NV, OWN, w.acc, acc_out);
+    return w.bias;
 }
 
 typedef float (*accumulate_fn)(const request *, int64_t, float *, lane_sums *);
@@ -224,7 +248,8 @@ INLINE uint32_t sum_words32(__m256i x)
 }
 
 /* Add the bias, divide, sum and store one block of columns. */
-INLINE void finish(const float *acc, int64_t n, float bias, float divisor, float *out, __m256d *pooled, __m256i *bits)
+INLINE void finish(const float *acc, int64_t n, float bias, float divisor, float *out, int check, __m256d *pooled,
+                   __m256i *bits)
 {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     for (int64_t j = 0; j < n; j += 8) {
@@ -238,6 +263,8 @@ INLINE void finish(const float *acc, int64_t n, float bias, float divisor, float
             y = _mm256_and_ps(y, _mm256_castsi256_ps(m));
             _mm256_maskstore_ps(out + j, m, y);
         }
+        if (!check)
+            continue;
         *pooled = _mm256_add_pd(*pooled, low_doubles(y));
         *pooled = _mm256_add_pd(*pooled, high_doubles(y));
         *bits = _mm256_add_epi32(*bits, _mm256_castps_si256(y));
@@ -292,7 +319,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
         const int64_t n = t->dim - column < COLUMNS ? t->dim - column : COLUMNS;
         const float bias = loop_for(t, n, check != 0)(&q, column, acc, &s);
         SEDQ_FAULT_BAG(acc, n);
-        finish(acc, n, bias, divisor, out + column, &pooled, &bits);
+        finish(acc, n, bias, divisor, out + column, check, &pooled, &bits);
     }
     if (!check)
         return;
@@ -326,9 +353,35 @@ static void digests(const sedq_table *t, int64_t first, int64_t n, uint64_t *out
     }
 }
 
+/* Indices as unsigned numbers against `rows`, by flipping the sign of both. */
+static int64_t range(const void *indices, int index_bytes, int64_t n, int64_t rows)
+{
+    int64_t i = 0;
+    if (index_bytes == 8) {
+        const __m256i sign = _mm256_set1_epi64x(INT64_MIN), most = _mm256_xor_si256(_mm256_set1_epi64x(rows - 1), sign);
+        for (; i + 4 <= n; i += 4) {
+            const __m256i x = _mm256_loadu_si256((const __m256i *)((const int64_t *)indices + i));
+            if (_mm256_movemask_epi8(_mm256_cmpgt_epi64(_mm256_xor_si256(x, sign), most)))
+                break;
+        }
+    } else if (rows <= INT32_MAX) {
+        const __m256i most = _mm256_set1_epi32((int)(rows - 1));
+        for (; i + 8 <= n; i += 8) {
+            const __m256i x = _mm256_loadu_si256((const __m256i *)((const int32_t *)indices + i));
+            if (_mm256_movemask_epi8(_mm256_or_si256(_mm256_cmpgt_epi32(x, most), x)) & 0x88888888)
+                break;
+        }
+    }
+    for (; i < n; i++)
+        if ((uint64_t)index_at(indices, index_bytes, i) >= (uint64_t)rows)
+            return i;
+    return -1;
+}
+
 void SEDQ_INIT(embedding_avx2)(sedq_context *c)
 {
     for (int format = 0; format < SEDQ_FORMATS; format++)
         c->bag[format] = bag;
     c->digests = digests;
+    c->range = range;
 }
