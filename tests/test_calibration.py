@@ -68,7 +68,7 @@ def pool(bag: sedq.EmbeddingBag, t: Trace, **options: Any) -> tuple[Any, Array, 
     settings = _config.resolve(None, None, None)
     call = {"limit": _embedding.LIMIT_BOUND, "value": 0.0, "growth": (0, 0, 0, 0, 0)} | options
     check = _embedding.CHECK_SUM
-    args = check, call["limit"], call["value"], bag.mode == "mean", 1, None, stats, call["growth"]
+    args = check, call["limit"], call["value"], bag.mode == "mean", 1, None, None, stats, call["growth"]
     return _embedding.pool(settings.kernels, bag._table, t.indices, t.offsets, None, out, *args), out, stats
 
 
@@ -95,7 +95,7 @@ def test_stats_of_another_shape_are_refused(bag: sedq.EmbeddingBag) -> None:
     t = trace(4)
     out = np.empty((4, DIM), np.float32)
     kernels = _config.resolve(None, None, None).kernels
-    args = t.offsets, None, out, 2, 0, 0.0, False, 1, None
+    args = t.offsets, None, out, 2, 0, 0.0, False, 1, None, None
     for shape in ((3, 3), (4, 2)):
         with pytest.raises(ValueError, match=r"stats: got shape .*expected \(4, 3\)"):
             _embedding.pool(kernels, bag._table, t.indices, *args, np.empty(shape))

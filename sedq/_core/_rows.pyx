@@ -80,6 +80,7 @@ cdef class Table:
             raise ValueError(f"rows: got {self.t.width} bytes each, expected {width} for dim {self.t.dim} and "
                              f"{self.t.bits} bits")
         self.t.half, self.t.codes_at, self.t.code_bytes = self.t.bits < 8, 0, width - TAIL_BYTES
+        self.params_at = self.t.code_bytes
         self.t.format = {8: SEDQ_OWN8, 4: SEDQ_OWN4, 2: SEDQ_OWN2, 16: SEDQ_OWN16, 32: SEDQ_OWN32}[self.t.bits]
         if self.t.num_rows:
             self.t.word[0] = self.t.rows + width - TAIL_BYTES
