@@ -142,8 +142,8 @@ def sums(bag: sedq.EmbeddingBag, indices: Array, weights: Array | None, out: Arr
 
 def limits(threshold: Any, reference: Array, magnitude: Array, length: int, dim: int) -> Array:
     if threshold == "bound":
-        steps = (length + 7) * 2.0**-24
-        return steps / (1 - steps) * magnitude + dim * (262 * length + 4) * 2.0**-126
+        steps = (length + 5) * 2.0**-24
+        return steps / (1 - steps) * magnitude + dim * (257 * length + 4) * 2.0**-126
     if threshold == "paper":
         return 1e-5 * abs(reference)
     return getattr(threshold, "threshold", threshold) * magnitude

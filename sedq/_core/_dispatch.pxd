@@ -41,8 +41,8 @@ cdef extern from "kernels/context.h" nogil:
         int bits, half, format
 
     ctypedef struct sedq_bag_sums:
-        uint64_t codes, params
-        double residual, reference, magnitude
+        uint64_t codes, params, rows, weights
+        double pooled, reference, magnitude
         uint32_t out_bits
 
     ctypedef void (*sedq_store_fn)(int, int, const int32_t *, const uint32_t *, const sedq_epilogue *, void *, int64_t,

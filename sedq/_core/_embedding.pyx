@@ -10,14 +10,14 @@
         |           and sums of what was read: bytes of codes, words, row numbers, digests
         |      digest:    sums of what was read = sums of the digests       (integers, exact)
         |      threshold: sum of the outputs ~ sum of scale * code_sum + dim * bias   (within rounding)
-        |      the chunk's outputs are read back
+        |      the chunk's outputs are read back; rows and weights visited = those of the request
         v
     out (B, dim) float32, and what was found wrong
 """
 
 from cython.parallel cimport prange
-from libc.math cimport fabs, fmin, isfinite, sqrt
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.math cimport ceil, fabs, fmin, isfinite, sqrt
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 import numpy as np
@@ -100,31 +100,35 @@ cdef struct Job:
     sedq_findings *found
 
 
+cdef double chain_of(double n) noexcept nogil:
+    """The most additions that a row of a bag of n goes through: those of its part, and of the parts."""
+    return n if n <= ROWS_OF_PART else ROWS_OF_PART + ceil(n / ROWS_OF_PART)
+
+
 cdef double rounding_bound(double n, double dim, double magnitude) noexcept nogil:
     """No residual of a bag of n rows without a fault exceeds this.
 
-    Each output is a chain of n fused multiply-adds on products w * scale rounded once, plus a bias sum of n steps, one
-    addition, one division for the mean, and one more step for a bag in parts. A row's share of the reference takes at most
-    three roundings, of which w * scale is one for both sides: gamma_(n + 6). The float64 sums add less than one more unit.
-    Underflow, flushing to zero included, loses at most 2^-126 per operation, in w * scale times a code, in a row's share of
-    the reference twice.
+    Each output is a chain of fused multiply-adds on products w * scale rounded once, plus a chain of biases, one addition,
+    one division for the mean: gamma_(chain + 4). Instead of the products, the precomputed sum of a half or float row is
+    rounded once. The float64 sums of both sides add less than one more unit. Underflow, flushing to zero included, loses at
+    most 2^-126 per operation, in w * scale times a code.
     """
-    cdef double steps = (n + 7) * UNIT  # at most 1/2, as bags are limited
+    cdef double steps = (chain_of(n) + 5) * UNIT
     return steps / (1 - steps) * magnitude + underflow(n, dim)
 
 
 cdef double underflow(double n, double dim) noexcept nogil:
-    return dim * (262 * n + 4) * SMALLEST
+    return dim * (257 * n + 4) * SMALLEST
 
 
 cdef double growth_limit(const Job *job, double n, double magnitude) noexcept nogil:
     """A calibrated limit: what grows with the bag as rounding errors do, and never more than they can."""
     cdef double bound = rounding_bound(n, job.t.dim, magnitude)
     cdef const double *g = job.growth
-    cdef double scale
+    cdef double scale, chain = chain_of(n)
     if n < 1:
         return bound
-    scale = UNIT * sqrt(n * (g[0] * n + g[1]) + g[2] + (g[3] + g[4] / n) / n)
+    scale = UNIT * sqrt(chain * (g[0] * chain + g[1]) + g[2] + (g[3] + g[4] / chain) / chain)
     return fmin(job.limit_value * scale * magnitude + underflow(n, job.t.dim), bound)
 
 
@@ -150,26 +154,31 @@ cdef bint may_overflow(const Job *job, int64_t b) noexcept nogil:
 
 
 cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
-    cdef double limit
+    # a divisor of its own: the outputs were divided by the one that was passed to the kernel
+    cdef double limit, divisor = divisor_of(job, b)
+    cdef double reference = s.reference / divisor, magnitude = s.magnitude / divisor, residual = s.pooled - reference
     if job.limit == BOUND:
-        limit = rounding_bound(n, job.t.dim, s.magnitude)
+        limit = rounding_bound(n, job.t.dim, magnitude)
     elif job.limit == REFERENCE:
-        limit = job.limit_value * fabs(s.reference)
+        limit = job.limit_value * fabs(reference)
     elif job.limit == GROWTH:
-        limit = growth_limit(job, n, s.magnitude)
+        limit = growth_limit(job, n, magnitude)
     else:
-        limit = job.limit_value * s.magnitude
-    if fabs(s.residual) <= limit and isfinite(s.magnitude):
+        limit = job.limit_value * magnitude
+    if fabs(residual) <= limit and isfinite(magnitude):
         return
-    if isfinite(s.residual) and isfinite(s.magnitude) or not may_overflow(job, b):
-        sedq_report(job.found, b, SEDQ_BAD_SUM, s.residual, limit)
+    if isfinite(residual) and isfinite(magnitude) or not may_overflow(job, b):
+        sedq_report(job.found, b, SEDQ_BAD_SUM, residual, limit)
     else:
-        sedq_report(job.found, b, OVERFLOW, s.residual, limit)
+        sedq_report(job.found, b, OVERFLOW, residual, limit)
 
 
 cdef void verify_bag(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
+    cdef double divisor
     if job.stats != NULL:
-        job.stats[3 * b], job.stats[3 * b + 1], job.stats[3 * b + 2] = s.residual, s.reference, s.magnitude
+        divisor = divisor_of(job, b)
+        job.stats[3 * b], job.stats[3 * b + 1] = s.pooled - s.reference / divisor, s.reference / divisor
+        job.stats[3 * b + 2] = s.magnitude / divisor
     if job.check & DIGEST:
         if s.codes or s.params:
             # a bad row explains whatever the sum says
@@ -192,6 +201,26 @@ cdef float divisor_of(const Job *job, int64_t b) noexcept nogil:
     return <float>n if job.mean and n > 0 else 1
 
 
+cdef void verify_request(const Job *job, int64_t b0, int64_t b1, uint64_t rows, uint64_t weights) noexcept nogil:
+    """Compare what the kernel visited for bags b0 .. b1 with the request, summed here by a loop of its own.
+
+    A wrong begin, end or pointer to indices or weights pools other rows, and the kernel's own sums agree with them.
+    """
+    cdef int64_t i, begin = job.offsets[b0], end = job.offsets[b1]
+    cdef uint64_t want = end - begin, want_weights = 0
+    if job.index_bytes == 4:
+        for i in range(begin, end):
+            want += <uint64_t>(<const int32_t *>job.indices)[i]
+    else:
+        for i in range(begin, end):
+            want += <uint64_t>(<const int64_t *>job.indices)[i]
+    if job.weights != NULL:
+        for i in range(begin, end):
+            want_weights += (<const uint32_t *>job.weights)[i]
+    if rows != want or weights != want_weights:
+        sedq_report(job.found, -1, SEDQ_BAD_COUNT, <double>(<int64_t>(rows - want)), 0)
+
+
 cdef bint is_long(const Job *job, int64_t b) noexcept nogil:
     return job.offsets[b + 1] - job.offsets[b] > ROWS_OF_PART
 
@@ -208,12 +237,14 @@ cdef void add_parts(const Job *job, int64_t parts, float divisor, float *out, se
     cdef uint32_t bits
     cdef float y
     cdef double pooled = 0
-    s.codes = s.params = s.out_bits = 0
+    s.codes = s.params = s.rows = s.weights = s.out_bits = 0
     s.reference = s.magnitude = 0
     for p in range(parts):
         # a difference of 64 bits that isn't 0 must not cancel with another part's
         s.codes |= job.part_sums[p].codes
         s.params |= job.part_sums[p].params
+        s.rows += job.part_sums[p].rows
+        s.weights += job.part_sums[p].weights
         s.reference += job.part_sums[p].reference
         s.magnitude += job.part_sums[p].magnitude
     for j in range(dim):
@@ -225,9 +256,7 @@ cdef void add_parts(const Job *job, int64_t parts, float divisor, float *out, se
         s.out_bits += bits
         pooled += y
         out[j] = y
-    s.reference /= divisor
-    s.magnitude /= divisor
-    s.residual = pooled - s.reference
+    s.pooled = pooled
 
 
 cdef void pool_long(const Job *job, int64_t b, int check, int threads, float *out, sedq_bag_sums *sums) noexcept nogil:
@@ -254,6 +283,7 @@ cdef int64_t run_long(const Job *job, int threads) noexcept nogil:
         verified += 1
         if job.check:
             job.long_bits[b] = sums.out_bits
+            verify_request(job, b, b + 1, sums.rows, sums.weights)
             verify_bag(job, b, job.offsets[b + 1] - job.offsets[b], &sums)
         if job.check & TWICE:
             pool_long(job, b, 0, threads, job.scratch, &again)
@@ -267,12 +297,16 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
     cdef sedq_bag_sums sums, again
     cdef uint32_t bits[CHUNK]
     cdef uint32_t total = 0
-    cdef int64_t b, begin, end, verified = 0, dim = job.t.dim
+    cdef uint64_t rows = 0, weights = 0
+    cdef int64_t b, begin, end, first = b0, verified = 0, dim = job.t.dim
     cdef float divisor
     cdef float *out
     for b in range(b0, b1):
         if job.long_bits != NULL and is_long(job, b):
             bits[b - b0] = job.long_bits[b]
+            if job.check:
+                verify_request(job, first, b, rows, weights)
+            rows, weights, first = 0, 0, b + 1
             continue
         begin, end = job.offsets[b], job.offsets[b + 1]
         out = job.out + b * job.out_stride
@@ -281,6 +315,8 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
         verified += 1
         if job.check:
             bits[b - b0] = sums.out_bits
+            rows += sums.rows
+            weights += sums.weights
             verify_bag(job, b, end - begin, &sums)
         if job.check & TWICE:
             job.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, divisor,
@@ -289,6 +325,7 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
                 sedq_report(job.found, b, SEDQ_BAD_REPEAT, 0, 0)
     if not job.check:
         return verified
+    verify_request(job, first, b1, rows, weights)
     for b in range(b0, b1):
         total += bits[b - b0]
         if job.y_sums != NULL:
@@ -418,6 +455,6 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
         job.parts, job.long_bits, job.part_sums = &parts[0], &long_bits[0], <sedq_bag_sums *>&part_sums[0]
     with nogil:
         verified = run(&job, chunk, threads)
-    if verified != job.bags:
+    if verified != job.bags or job.offsets[job.bags] != job.total:
         sedq_report(&found, -1, SEDQ_BAD_COUNT, verified - job.bags, 0)
     return findings_list(&found) if found.count else None

@@ -11,6 +11,9 @@ g(n) = beta b(n) + alpha c(n) / d + kappa n^2:
 * n^2: a row that occurs again is rounded in the same direction again, as long as the sum stays between the same powers
   of two.
 
+A bag of more than 4096 rows is pooled in parts; its n is the longest chain of additions, 4096 and the number of parts. That is
+more than it needs: the errors of parts average out, unless rows occur again.
+
 All are of the form g0 n^2 + g1 n + g2 + g3 / n + g4 / n^2, which the compiled loop evaluates. The amplitudes are fitted.
 """
 
@@ -22,7 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["UNIT", "fit_growth", "growth_of", "limits", "probabilistic_lambda", "scale", "terms"]
+from sedq._core import _embedding
+
+__all__ = ["UNIT", "chain_of", "fit_growth", "growth_of", "limits", "probabilistic_lambda", "scale", "terms"]
 
 Array = NDArray[Any]
 Growth = tuple[float, ...]
@@ -42,9 +47,15 @@ def terms(dim: int, *, mean: bool, weighted: bool) -> Array:
     return np.array([biases, products, [1, 0, 0, 0, 0]])
 
 
+def chain_of(pooling: Array | int) -> Array:
+    """Return the most additions that a row of a bag goes through: those of its part, and of the parts."""
+    n = np.asarray(pooling, np.float64)
+    return np.where(n <= _embedding.PART, n, _embedding.PART + np.ceil(n / _embedding.PART))
+
+
 def growth_of(growth: Growth | Array, pooling: Array) -> Array:
-    """Return g(n) for bags of n >= 1 rows; 1 for empty ones."""
-    n = np.maximum(pooling, 1).astype(np.float64)
+    """Return g of the chains of bags of n >= 1 rows; 1 for empty ones."""
+    n = np.maximum(chain_of(pooling), 1)
     g = np.asarray(growth)
     return np.asarray(n * (g[..., 0] * n + g[..., 1]) + g[..., 2] + (g[..., 3] + g[..., 4] / n) / n)
 
@@ -81,12 +92,12 @@ def fit_growth(residual: Array, magnitude: Array, pooling: Array, parts: Array, 
 
 def rounding_bound(pooling: Array, dim: int, magnitude: Array) -> Array:
     """Return what no fault-free residual exceeds, as the compiled loop computes it."""
-    steps = (pooling + 7) * UNIT
+    steps = (chain_of(pooling) + 5) * UNIT
     return np.asarray(steps / (1 - steps) * magnitude + _underflow(pooling, dim))
 
 
 def _underflow(pooling: Array, dim: int) -> Array:
-    return np.asarray(dim * (262.0 * pooling + 4) * SMALLEST)
+    return np.asarray(dim * (257.0 * pooling + 4) * SMALLEST)
 
 
 def limits(threshold: float, growth: Growth, pooling: Array, dim: int, magnitude: Array) -> Array:
@@ -98,7 +109,8 @@ def limits(threshold: float, growth: Growth, pooling: Array, dim: int, magnitude
 
 
 def probabilistic_lambda(failure: float, pooling: int, dim: int) -> float:
-    """Return the factor of u M sqrt(n + 7) that bounds the residual except with probability `failure`.
+    """Return the factor of u M sqrt(n + 5) that bounds the residual of a chain of n additions except with
+    probability `failure`.
 
     Higham and Mary (2019), on products of k factors (1 + delta)^(+-1) and on inner products: with independent errors of mean
     zero the product is 1 + theta with |theta| <= exp(lambda sqrt(k) u + k u^2 / (1 - u)) - 1 except with probability
@@ -106,6 +118,6 @@ def probabilistic_lambda(failure: float, pooling: int, dim: int) -> float:
     """
     products = (dim + 1) * max(pooling, 1)
     factor = math.sqrt(2 * math.log(2 * products / failure)) / (1 - UNIT)
-    steps = pooling + 7
+    steps = float(chain_of(pooling)) + 5
     exponent = factor * math.sqrt(steps) * UNIT + steps * UNIT**2 / (1 - UNIT)
     return math.expm1(exponent) / (math.sqrt(steps) * UNIT)

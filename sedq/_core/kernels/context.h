@@ -105,9 +105,11 @@ enum { SEDQ_OWN8, SEDQ_OWN4, SEDQ_OWN2, SEDQ_OWN16, SEDQ_OWN32, SEDQ_FOREIGN, SE
 typedef struct {
     uint64_t codes;    /* bytes of codes as the loop read them, less what the digests say; 0 unless something is wrong */
     uint64_t params;   /* words and index likewise; a kernel that can't tell the two apart may put the difference anywhere */
-    double residual;   /* sum of the outputs, from registers, less `reference` */
-    double reference;  /* sum of w_i (scale_i S_i + dim bias_i) / divisor; of w_i times word 0 for bits 16 and 32 */
-    double magnitude;  /* sum of |w_i| (|scale_i| S_i + dim |bias_i|) / divisor; of |w_i| times word 1 */
+    double pooled;     /* sum of the outputs, from registers */
+    double reference;  /* sum of w_i (scale_i S_i + dim bias_i), not divided; of w_i times word 0 for bits 16 and 32 */
+    double magnitude;  /* sum of |w_i| (|scale_i| S_i + dim |bias_i|), not divided; of |w_i| times word 1 */
+    uint64_t rows;     /* what was visited, to be compared with the request: sum of index + 1, */
+    uint64_t weights;  /* and of the weights' bits; 0 without weights */
     uint32_t out_bits; /* sum of the outputs' bit patterns, from registers, modulo 2^32 */
 } sedq_bag_sums;
 

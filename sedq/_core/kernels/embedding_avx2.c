@@ -162,8 +162,9 @@ INLINE void add_rows(const int BITS, const int NV, const int OWN, const int chec
         eight_tails tails = load_tails(OWN, q, i, at, n);
         for (int r = 0; r < 4; r++)
             HIDE(tails.row[r]);
+        s->visited += (uint64_t)n;
         check_tails(BITS, BITS < 8 || (BITS == 8 && !OWN && t->half), &tails, weights != NULL,
-                    load_weights(weights, i, n), (float)t->dim, s);
+                    load_weights(weights, i, n), (double)t->dim, s);
     }
 }
 
@@ -314,7 +315,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     __m256i bits = _mm256_setzero_si256();
     s.bytes = s.even = s.odd = s.weights = _mm256_setzero_si256();
     s.reference = s.magnitude = _mm256_setzero_pd();
-    s.size = _mm256_setzero_ps();
+    s.visited = 0;
     for (int64_t column = 0; column < t->dim; column += COLUMNS) {
         const int64_t n = t->dim - column < COLUMNS ? t->dim - column : COLUMNS;
         const float bias = loop_for(t, n, check != 0)(&q, column, acc, &s);
@@ -323,16 +324,13 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     }
     if (!check)
         return;
-    compare_digests(&s, sum_indices(again, index_bytes, begin, end), sums);
-    /* 1 + 2^-12: the lanes of `size` round, at most 2^10 times each */
-    sums->reference = sum_doubles(s.reference) / divisor;
-    sums->magnitude = sum_doubles(_mm256_add_pd(s.magnitude, _mm256_add_pd(low_doubles(s.size), high_doubles(s.size))));
-    sums->magnitude *= (1 + 0x1p-12) / divisor;
-    if (t->bits <= 8) {
-        sums->reference *= 0x1p24;
-        sums->magnitude *= 0x1p24;
-    }
-    sums->residual = sum_doubles(pooled) - sums->reference;
+    sums->rows = sum_indices(again, index_bytes, begin, end);
+    compare_digests(&s, sums->rows, sums);
+    sums->rows += s.visited;
+    sums->weights = sum_lanes(s.weights);
+    sums->reference = sum_doubles(s.reference);
+    sums->magnitude = sum_doubles(s.magnitude);
+    sums->pooled = sum_doubles(pooled);
     sums->out_bits = sum_words32(bits);
 }
 

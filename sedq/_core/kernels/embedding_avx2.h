@@ -158,11 +158,11 @@ INLINE void columns(const int BITS, const int NV, const int OWN, const __m256 *a
 /* --- words and digests of 8 rows --- */
 
 /* Sums over the rows of a bag, in 64-bit lanes and in doubles: of bytes of codes; of [word 0, low half of the digest] and
- * [word 1, high half]; of the bits of the weights. size is the magnitude of 8 and fewer bits, in units of 2^24. */
+ * [word 1, high half]; of the bits of the weights. */
 typedef struct {
     __m256i bytes, even, odd, weights;
     __m256d reference, magnitude;
-    __m256 size;
+    uint64_t visited; /* rows */
 } lane_sums;
 
 /* words and digests of rows 0 .. 3 in the low halves, 4 .. 7 in the high ones */
@@ -191,9 +191,9 @@ INLINE void halves(__m256i word, __m256 *scale, __m256 *bias)
     *bias = _mm256_cvtph_ps(_mm256_extracti128_si256(packed, 1));
 }
 
-INLINE __m256 absolute(__m256 x)
+INLINE __m256d absolute(__m256d x)
 {
-    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+    return _mm256_andnot_pd(_mm256_set1_pd(-0.0), x);
 }
 
 INLINE __m256d low_doubles(__m256 x)
@@ -206,24 +206,32 @@ INLINE __m256d high_doubles(__m256 x)
     return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
 }
 
-/* The precomputed sums of half and float rows. In doubles: a weight may be what keeps a product in the range of float. */
-INLINE void check_float_sums(__m256i word0, __m256i word1, __m256 w, lane_sums *s)
+/* The precomputed sums of 4 half or float rows. */
+INLINE void add_float_sums(__m256d sum, __m256d size, __m256d w, lane_sums *s)
 {
-    const __m256 sum = _mm256_castsi256_ps(word0), size = _mm256_castsi256_ps(word1), a = absolute(w);
-    s->reference = _mm256_fmadd_pd(low_doubles(w), low_doubles(sum), s->reference);
-    s->reference = _mm256_fmadd_pd(high_doubles(w), high_doubles(sum), s->reference);
-    s->magnitude = _mm256_fmadd_pd(low_doubles(a), low_doubles(size), s->magnitude);
-    s->magnitude = _mm256_fmadd_pd(high_doubles(a), high_doubles(size), s->magnitude);
+    s->reference = _mm256_fmadd_pd(w, sum, s->reference);
+    s->magnitude = _mm256_fmadd_pd(absolute(w), size, s->magnitude);
+}
+
+/* The shares of 4 rows, w (scale S + dim bias). In doubles: in floats their rounding would outweigh that of short bags. */
+INLINE void add_shares(__m256d scale, __m256d bias, __m256d codes, __m256d dim, int weighted, __m256d w, lane_sums *s)
+{
+    bias = _mm256_mul_pd(bias, dim);
+    if (weighted) {
+        scale = _mm256_mul_pd(scale, w);
+        bias = _mm256_mul_pd(bias, w);
+    }
+    s->reference = _mm256_add_pd(s->reference, _mm256_fmadd_pd(scale, codes, bias));
+    s->magnitude = _mm256_add_pd(s->magnitude, _mm256_fmadd_pd(absolute(scale), codes, absolute(bias)));
 }
 
 /* Add up what the tails of 8 rows say; weights are 1 where `weighted` isn't set. scale and bias are apart from those that
- * were pooled with. The share of a row, w (scale S + dim bias), is taken in float in units of 2^24, which S and dim are
- * below: it can't overflow unless an output can. */
-INLINE void check_tails(const int BITS, const int half, const eight_tails *t, int weighted, __m256 w, float dim,
+ * were pooled with. */
+INLINE void check_tails(const int BITS, const int half, const eight_tails *t, int weighted, __m256 w, double dim,
                         lane_sums *s)
 {
     const __m256i low32 = _mm256_set1_epi64x(0xffffffff), word0 = word_of(t, 0), word1 = word_of(t, 1);
-    const __m256 unit = _mm256_set1_ps(0x1p-24f), d = _mm256_set1_ps(dim * 0x1p-24f);
+    const __m256d d = _mm256_set1_pd(dim);
     __m256 scale = _mm256_castsi256_ps(word0), bias = _mm256_castsi256_ps(word1);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
@@ -236,22 +244,17 @@ INLINE void check_tails(const int BITS, const int half, const eight_tails *t, in
         s->weights = _mm256_add_epi64(s->weights, _mm256_srli_epi64(bits, 32));
     }
     if (BITS > 8) {
-        check_float_sums(word0, word1, w, s);
+        add_float_sums(low_doubles(scale), low_doubles(bias), low_doubles(w), s);
+        add_float_sums(high_doubles(scale), high_doubles(bias), high_doubles(w), s);
         return;
     }
-    const __m256i sums = BITS == 8 ? _mm256_srli_epi32(digest_high(t), 8) : word1;
-    const __m256 codes = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), unit);
+    const __m256i codes = BITS == 8 ? _mm256_srli_epi32(digest_high(t), 8) : word1;
     if (half)
         halves(word0, &scale, &bias);
-    if (weighted) {
-        scale = _mm256_mul_ps(scale, w);
-        bias = _mm256_mul_ps(bias, w);
-    }
-    const __m256 share = _mm256_fmadd_ps(scale, codes, _mm256_mul_ps(bias, d));
-    s->reference = _mm256_add_pd(s->reference, low_doubles(share));
-    s->reference = _mm256_add_pd(s->reference, high_doubles(share));
-    s->size = _mm256_fmadd_ps(absolute(scale), codes, s->size);
-    s->size = _mm256_fmadd_ps(absolute(bias), d, s->size);
+    add_shares(low_doubles(scale), low_doubles(bias), _mm256_cvtepi32_pd(_mm256_castsi256_si128(codes)), d, weighted,
+               low_doubles(w), s);
+    add_shares(high_doubles(scale), high_doubles(bias), _mm256_cvtepi32_pd(_mm256_extracti128_si256(codes, 1)), d, weighted,
+               high_doubles(w), s);
 }
 
 #endif

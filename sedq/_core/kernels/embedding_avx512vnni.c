@@ -31,8 +31,9 @@ INLINE void prefetch_row(const uint8_t *row, int64_t stride)
 
 /* Sums over the rows of a bag, in lanes; see sedq_bag_sums. */
 typedef struct {
-    __m512i codes, params;
+    __m512i codes, params, rows, weights; /* rows: of the indices alone */
     __m512d reference, magnitude;
+    uint64_t visited;
 } lane_sums;
 
 /* what stands in for the rows that a block lacks */
@@ -56,7 +57,8 @@ INLINE void check_tails(const uint8_t *const *tail, __m512i index, __m256 w, dou
     const __m512i code_sum = _mm512_srli_epi64(digest, 40), bias_bits = _mm512_srli_epi64(param, 32);
     const __m512i low = _mm512_sub_epi64(digest, _mm512_slli_epi64(code_sum, 40));
     const __m512i bits = _mm512_add_epi64(_mm512_and_si512(param, low32), bias_bits);
-    s->params = _mm512_add_epi64(s->params, _mm512_add_epi64(_mm512_sub_epi64(bits, low), index));
+    s->params = _mm512_add_epi64(s->params, _mm512_sub_epi64(bits, low));
+    s->rows = _mm512_add_epi64(s->rows, index);
     s->codes = _mm512_sub_epi64(s->codes, code_sum);
 
     const __m512d scale = _mm512_cvtps_pd(_mm256_castsi256_ps(_mm512_cvtepi64_epi32(param)));
@@ -146,6 +148,10 @@ INLINE float accumulate(const int NZ, const int check, const sedq_table *t, cons
                 tail[r] = no_row;
             const __mmask8 m = (__mmask8)((1u << n) - 1);
             const __m256 w = weights ? _mm256_maskz_loadu_ps(m, weights + i) : _mm256_set1_ps(1.0f);
+            if (weights)
+                s->weights = _mm512_add_epi64(
+                    s->weights, _mm512_and_si512(_mm512_cvtepi32_epi64(_mm256_castps_si256(w)), _mm512_set1_epi64(0xffffffff)));
+            s->visited += (uint64_t)n;
             check_tails(tail, load_indices(indices, index_bytes, i, n), w, (double)t->dim, s);
         }
     }
@@ -226,8 +232,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     lane_sums s;
     __m512d pooled = _mm512_setzero_pd();
     __m512i bits = _mm512_setzero_si512();
-    double pooled_sum;
-    s.codes = s.params = _mm512_setzero_si512();
+    s.codes = s.params = s.rows = s.weights = _mm512_setzero_si512();
+    s.visited = 0;
     s.reference = s.magnitude = _mm512_setzero_pd();
     for (int64_t column = 0; column < t->dim; column += 256) {
         const int64_t n = t->dim - column < 256 ? t->dim - column : 256;
@@ -239,13 +245,11 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     if (!check)
         return;
     reduce_integers(s.codes, s.params, &sums->codes, &sums->params);
+    reduce_integers(s.rows, s.weights, &sums->rows, &sums->weights);
+    sums->params += sums->rows; /* the digest has the row number */
+    sums->rows += s.visited;
     reduce_doubles(s.reference, s.magnitude, &sums->reference, &sums->magnitude);
-    pooled_sum = _mm512_reduce_add_pd(pooled);
-    if (divisor != 1.0f) {
-        sums->reference /= divisor;
-        sums->magnitude /= divisor;
-    }
-    sums->residual = pooled_sum - sums->reference;
+    sums->pooled = _mm512_reduce_add_pd(pooled);
     sums->out_bits = sum_words32(bits);
 }
 

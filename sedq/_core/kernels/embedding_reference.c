@@ -35,7 +35,7 @@ static void check_sum(const sedq_table *t, sedq_params p, uint64_t digest, const
 }
 
 /* row is the row that was pooled; index the same number, loaded again */
-static void check_row(const sedq_table *t, int64_t row, sedq_params p, int64_t index, double w, sedq_bag_sums *sums)
+static void check_row(const sedq_table *t, int64_t row, sedq_params p, int64_t index, float w, sedq_bag_sums *sums)
 {
     const uint8_t *codes = sedq_codes(t, row);
     const uint64_t digest = sedq_stored_digest(t, row);
@@ -44,6 +44,7 @@ static void check_row(const sedq_table *t, int64_t row, sedq_params p, int64_t i
         sums->codes += codes[j];
     sums->codes -= digest >> 40;
     sums->params += (uint64_t)words[0] + words[1] + (uint64_t)index - (digest & 0xffffffffff);
+    sums->rows += (uint64_t)index + 1;
     check_sum(t, p, digest, words, w, sums);
 }
 
@@ -65,6 +66,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
         for (int64_t j = 0; j < t->dim; j++)
             out[j] = fmaf(factor, sedq_code(t, codes, j), out[j]);
         bias = fmaf(w, p.bias, bias);
+        if (check && weights)
+            sums->weights += bits(w);
         if (check)
             check_row(t, row, p, index_at((const void *)again, index_bytes, i), w, sums);
     }
@@ -75,9 +78,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
         sums->out_bits += bits(y);
         out[j] = y;
     }
-    sums->reference /= divisor;
-    sums->magnitude /= divisor;
-    sums->residual = pooled - sums->reference;
+    sums->pooled = pooled;
 }
 
 static void digests(const sedq_table *t, int64_t first, int64_t n, uint64_t *out)
