@@ -37,14 +37,18 @@ static int64_t lines_of(const sedq_table *t)
     return (64 - aligned + t->width + 63) / 64;
 }
 
-/* One row that comes up in a while, perhaps in another bag. */
-INLINE void prefetch_row(const uint8_t *row, int64_t width, int64_t lines)
+/* The i-th row of a request, whose digest is elsewhere where rows aren't ours; it comes up in a while, perhaps in another bag. */
+INLINE void prefetch_row(const int OWN, const int INDEX, const request *q, int64_t i)
 {
-    const char *p = (const char *)row;
+    const sedq_table *t = q->t;
+    const int64_t width = t->width, row = index_at(q->indices, INDEX, i);
+    const char *p = (const char *)t->rows + row * t->stride;
     _mm_prefetch(p, _MM_HINT_T0);
     _mm_prefetch(p + (64 < width ? 64 : width - 1), _MM_HINT_T0);
-    for (int64_t k = 2; k < lines; k++)
+    for (int64_t k = 2; k < q->lines; k++)
         _mm_prefetch(p + (64 * k < width ? 64 * k : width - 1), _MM_HINT_T0);
+    if (!OWN)
+        _mm_prefetch((const char *)t->digests + row * t->digest_stride, _MM_HINT_T0);
 }
 
 /* what stands in for the words and digest of rows that a block of rows lacks */
@@ -89,23 +93,27 @@ INLINE __m256 load_weights(const float *weights, int64_t i, int n)
 }
 
 /* Scale and bias of the row at `at`, the i-th of the request, for the pooling. */
-INLINE sedq_params params_of(const int BITS, const int OWN, const request *q, int64_t i, const uint8_t *at)
+INLINE sedq_params params_of(const int BITS, const int OWN, const int INDEX, const request *q, int64_t i, const uint8_t *at)
 {
     const sedq_table *t = q->t;
+    const int64_t row = OWN ? 0 : index_at(q->indices, INDEX, i);
+    uint32_t words[2] = {0, 0};
     sedq_params p = {1, 0};
-    if (BITS == 8 && OWN) {
-        memcpy(&p.scale, at + t->code_bytes, sizeof p.scale);
-        memcpy(&p.bias, at + t->code_bytes + 4, sizeof p.bias);
-    } else if (BITS <= 8) {
-        const int64_t row = index_at(q->indices, q->index_bytes, i);
-        if (t->half) {
-            const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128((int)sedq_word(t, 0, row)));
-            p.scale = _mm_cvtss_f32(both);
-            p.bias = _mm_cvtss_f32(_mm_movehdup_ps(both));
-        } else {
-            p.scale = sedq_float(sedq_word(t, 0, row));
-            p.bias = sedq_float(sedq_word(t, 1, row));
-        }
+    if (BITS > 8)
+        return p;
+    if (OWN) {
+        memcpy(words, at + t->code_bytes, sizeof words);
+    } else {
+        words[0] = sedq_word(t, 0, row);
+        words[1] = t->half ? 0 : sedq_word(t, 1, row);
+    }
+    if (BITS < 8 || (!OWN && t->half)) {
+        const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128((int)words[0]));
+        p.scale = _mm_cvtss_f32(both);
+        p.bias = _mm_cvtss_f32(_mm_movehdup_ps(both));
+    } else {
+        p.scale = sedq_float(words[0]);
+        p.bias = sedq_float(words[1]);
     }
     return p;
 }
@@ -117,54 +125,57 @@ typedef struct {
     float bias;
 } walk;
 
-/* n <= 8 rows from the i-th index on, times NV accumulators of columns from `column` on. */
-INLINE void add_rows(const int BITS, const int NV, const int OWN, const int check, const request *q, int64_t column,
-                     int64_t i, const int n, walk *w, lane_sums *s)
+/* n <= 8 rows from the i-th index on, times NV accumulators of columns from `column` on; `at` tells where they stand. What
+ * is asked for in capitals would otherwise be asked for each row. Unrolled, the loop spills its accumulators. */
+INLINE void add_each(const int BITS, const int NV, const int OWN, const int check, const int INDEX, const int WEIGHTED,
+                     const int FIRST, const request *q, int64_t column, int64_t i, int n, const uint8_t **at, walk *w)
 {
     const sedq_table *t = q->t;
-    const void *indices = q->indices;
-    const float *weights = q->weights;
-    const int64_t first_code = t->codes_at + column * BITS / 8, stride = t->stride, lines = q->lines;
+    const uint8_t *rows = t->rows;
+    const int64_t first_code = t->codes_at + column * BITS / 8, stride = t->stride, latest = q->total - n - i;
     const int64_t groups = NV / GROUP(BITS) - 1, left = t->code_bytes - column * BITS / 8 - groups * GROUP_BYTES(BITS);
-    const int64_t last = left < GROUP_BYTES(BITS) ? left : GROUP_BYTES(BITS), latest = q->total - n - i;
-    const int64_t ahead = latest < AHEAD ? latest : AHEAD;
-    const int first = column == 0, packed = OWN && BITS < 8, index_bytes = q->index_bytes;
-    const uint8_t *at[ROWS];
-    float scales[ROWS] __attribute__((aligned(32))), biases[ROWS] __attribute__((aligned(32)));
-    if (packed) { /* 8 scales and biases at once */
-        __m256 scale, shift;
-        for (int r = 0; r < n; r++)
-            at[r] = t->rows + index_at(indices, index_bytes, i + r) * stride;
-        const eight_tails tails = load_tails(OWN, q, i, at, n);
-        halves(word_of(&tails, 0), &scale, &shift);
-        _mm256_store_ps(scales, scale);
-        _mm256_store_ps(biases, shift);
-    }
+    const int64_t last = left < GROUP_BYTES(BITS) ? left : GROUP_BYTES(BITS), ahead = latest < AHEAD ? latest : AHEAD;
+    __m256i bytes = w->bytes;
+    float bias = w->bias;
+#pragma GCC unroll 1
     for (int r = 0; r < n; r++) {
-        if (!packed)
-            at[r] = t->rows + index_at(indices, index_bytes, i + r) * stride;
-        if (first)
-            prefetch_row(t->rows + index_at(indices, index_bytes, i + r + ahead) * stride, t->width, lines);
-        if (first && !OWN)
-            _mm_prefetch((const char *)t->digests + index_at(indices, index_bytes, i + r + ahead) * t->digest_stride,
-                         _MM_HINT_T0);
-        const sedq_params p = packed ? (sedq_params){scales[r], biases[r]} : params_of(BITS, OWN, q, i + r, at[r]);
-        float scale = p.scale;
-        if (weights) {
-            scale *= weights[i + r];
-            w->bias = fmaf(weights[i + r], p.bias, w->bias);
-        } else if (BITS <= 8) {
-            w->bias += p.bias;
+        const uint8_t *row = rows + index_at(q->indices, INDEX, i + r) * stride;
+        const sedq_params p = params_of(BITS, OWN, INDEX, q, i + r, row);
+        float factor = p.scale;
+        at[r] = row;
+        if (FIRST)
+            prefetch_row(OWN, INDEX, q, i + r + ahead);
+        if (WEIGHTED) {
+            factor *= q->weights[i + r];
+            bias = fmaf(q->weights[i + r], p.bias, bias);
+        } else {
+            bias += p.bias;
         }
-        w->bytes = add_row(BITS, NV, OWN, check, at[r] + first_code, last, _mm256_set1_ps(scale), w->acc, w->bytes);
+        bytes = add_row(BITS, NV, OWN, check, row + first_code, last, _mm256_set1_ps(factor), w->acc, bytes);
     }
+    w->bytes = bytes;
+    w->bias = bias;
+}
+
+INLINE void add_rows(const int BITS, const int NV, const int OWN, const int check, const request *q, int64_t column,
+                     int64_t i, int n, walk *w, lane_sums *s)
+{
+    const uint8_t *at[ROWS];
+    const int first = column == 0, weighted = q->weights != NULL;
+#define EACH(INDEX, WEIGHTED, FIRST) add_each(BITS, NV, OWN, check, INDEX, WEIGHTED, FIRST, q, column, i, n, at, w)
+#define EACH_OF(INDEX)                                                                                                 \
+    (weighted ? first ? EACH(INDEX, 1, 1) : EACH(INDEX, 1, 0) : first ? EACH(INDEX, 0, 1) : EACH(INDEX, 0, 0))
+    if (q->index_bytes == 4)
+        EACH_OF(4);
+    else
+        EACH_OF(8);
     if (check && first) {
-        eight_tails tails = load_tails(OWN, q, i, at, n);
+        eight_tails tails = n == ROWS ? load_tails(OWN, q, i, at, ROWS) : load_tails(OWN, q, i, at, n);
         for (int r = 0; r < 4; r++)
             HIDE(tails.row[r]);
         s->visited += (uint64_t)n;
-        check_tails(BITS, BITS < 8 || (BITS == 8 && !OWN && t->half), &tails, weights != NULL,
-                    load_weights(weights, i, n), (double)t->dim, s);
+        check_tails(BITS, BITS < 8 || (BITS == 8 && !OWN && q->t->half), &tails, weighted, load_weights(q->weights, i, n),
+                    s);
     }
 }
 
@@ -172,18 +183,14 @@ INLINE void add_rows(const int BITS, const int NV, const int OWN, const int chec
 INLINE float accumulate(const int BITS, const int NV, const int OWN, const int check, const request *q, int64_t column,
                         float *acc_out, lane_sums *s)
 {
-    const int64_t end = q->end;
-    int64_t i = q->begin;
     walk w;
 #pragma GCC unroll 8
     for (int z = 0; z < NV; z++)
         w.acc[z] = _mm256_setzero_ps();
     w.bytes = _mm256_setzero_si256();
     w.bias = 0;
-    for (; i + ROWS <= end; i += ROWS)
-        add_rows(BITS, NV, OWN, check, q, column, i, ROWS, &w, s);
-    if (i < end)
-        add_rows(BITS, NV, OWN, check, q, column, i, (int)(end - i), &w, s);
+    for (int64_t i = q->begin; i < q->end; i += ROWS)
+        add_rows(BITS, NV, OWN, check, q, column, i, q->end - i < ROWS ? (int)(q->end - i) : ROWS, &w, s);
     s->bytes = _mm256_add_epi64(s->bytes, w.bytes);
     columns(BITS, NV, OWN, w.acc, acc_out);
     return w.bias;
@@ -291,10 +298,12 @@ static uint64_t sum_indices(const void *indices, int index_bytes, int64_t begin,
 }
 
 /* Bytes, words and indices as read against digests. Without a fault both sides are one number, sum of bytes << 40 + the
- * rest; it is compared in units of 2^32 and what is below, which can't wrap. */
+ * rest; it is compared in units of 2^32 and what is below, which can't wrap. Neither can sums of halves, so that those of the
+ * low ones follow from those of all, which may. */
 static void compare_digests(const lane_sums *s, uint64_t indices, sedq_bag_sums *sums)
 {
-    const __m128i even = _mm_add_epi64(_mm256_castsi256_si128(s->even), _mm256_extracti128_si256(s->even, 1));
+    const __m256i low_halves = _mm256_sub_epi64(s->all, _mm256_slli_epi64(s->odd, 32));
+    const __m128i even = _mm_add_epi64(_mm256_castsi256_si128(low_halves), _mm256_extracti128_si256(low_halves, 1));
     const __m128i odd = _mm_add_epi64(_mm256_castsi256_si128(s->odd), _mm256_extracti128_si256(s->odd, 1));
     const int64_t words = _mm_cvtsi128_si64(even) + _mm_cvtsi128_si64(odd);
     const int64_t low = words + (int64_t)indices - _mm_extract_epi64(even, 1);
@@ -313,8 +322,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     lane_sums s;
     __m256d pooled = _mm256_setzero_pd();
     __m256i bits = _mm256_setzero_si256();
-    s.bytes = s.even = s.odd = s.weights = _mm256_setzero_si256();
-    s.reference = s.magnitude = _mm256_setzero_pd();
+    s.bytes = s.all = s.odd = s.weights = _mm256_setzero_si256();
+    s.products = s.biases = s.product_sizes = s.bias_sizes = _mm256_setzero_pd();
     s.visited = 0;
     for (int64_t column = 0; column < t->dim; column += COLUMNS) {
         const int64_t n = t->dim - column < COLUMNS ? t->dim - column : COLUMNS;
@@ -328,8 +337,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     compare_digests(&s, sums->rows, sums);
     sums->rows += s.visited;
     sums->weights = sum_lanes(s.weights);
-    sums->reference = sum_doubles(s.reference);
-    sums->magnitude = sum_doubles(s.magnitude);
+    sums->reference = sum_doubles(s.products) + (double)t->dim * sum_doubles(s.biases);
+    sums->magnitude = sum_doubles(s.product_sizes) + (double)t->dim * sum_doubles(s.bias_sizes);
     sums->pooled = sum_doubles(pooled);
     sums->out_bits = sum_words32(bits);
 }

@@ -157,11 +157,12 @@ INLINE void columns(const int BITS, const int NV, const int OWN, const __m256 *a
 
 /* --- words and digests of 8 rows --- */
 
-/* Sums over the rows of a bag, in 64-bit lanes and in doubles: of bytes of codes; of [word 0, low half of the digest] and
- * [word 1, high half]; of the bits of the weights. */
+/* Sums over the rows of a bag, in 64-bit lanes and in doubles: of bytes of codes; of [words, digest] as 64-bit numbers; of
+ * their high halves, [word 1, high half of the digest]; of the bits of the weights. products and biases are of w scale S and
+ * w bias, or of w sum for bits 16 and 32; sizes of their magnitudes. */
 typedef struct {
-    __m256i bytes, even, odd, weights;
-    __m256d reference, magnitude;
+    __m256i bytes, all, odd, weights;
+    __m256d products, biases, product_sizes, bias_sizes;
     uint64_t visited; /* rows */
 } lane_sums;
 
@@ -209,33 +210,32 @@ INLINE __m256d high_doubles(__m256 x)
 /* The precomputed sums of 4 half or float rows. */
 INLINE void add_float_sums(__m256d sum, __m256d size, __m256d w, lane_sums *s)
 {
-    s->reference = _mm256_fmadd_pd(w, sum, s->reference);
-    s->magnitude = _mm256_fmadd_pd(absolute(w), size, s->magnitude);
+    s->products = _mm256_fmadd_pd(w, sum, s->products);
+    s->product_sizes = _mm256_fmadd_pd(absolute(w), size, s->product_sizes);
 }
 
-/* The shares of 4 rows, w (scale S + dim bias). In doubles: in floats their rounding would outweigh that of short bags. */
-INLINE void add_shares(__m256d scale, __m256d bias, __m256d codes, __m256d dim, int weighted, __m256d w, lane_sums *s)
+/* The shares of 4 rows. In doubles: in floats their rounding would outweigh that of short bags. */
+INLINE void add_shares(__m256d scale, __m256d bias, __m256d codes, int weighted, __m256d w, lane_sums *s)
 {
-    bias = _mm256_mul_pd(bias, dim);
     if (weighted) {
         scale = _mm256_mul_pd(scale, w);
         bias = _mm256_mul_pd(bias, w);
     }
-    s->reference = _mm256_add_pd(s->reference, _mm256_fmadd_pd(scale, codes, bias));
-    s->magnitude = _mm256_add_pd(s->magnitude, _mm256_fmadd_pd(absolute(scale), codes, absolute(bias)));
+    s->products = _mm256_fmadd_pd(scale, codes, s->products);
+    s->product_sizes = _mm256_fmadd_pd(absolute(scale), codes, s->product_sizes);
+    s->biases = _mm256_add_pd(s->biases, bias);
+    s->bias_sizes = _mm256_add_pd(s->bias_sizes, absolute(bias));
 }
 
 /* Add up what the tails of 8 rows say; weights are 1 where `weighted` isn't set. scale and bias are apart from those that
  * were pooled with. */
-INLINE void check_tails(const int BITS, const int half, const eight_tails *t, int weighted, __m256 w, double dim,
-                        lane_sums *s)
+INLINE void check_tails(const int BITS, const int half, const eight_tails *t, int weighted, __m256 w, lane_sums *s)
 {
     const __m256i low32 = _mm256_set1_epi64x(0xffffffff), word0 = word_of(t, 0), word1 = word_of(t, 1);
-    const __m256d d = _mm256_set1_pd(dim);
     __m256 scale = _mm256_castsi256_ps(word0), bias = _mm256_castsi256_ps(word1);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
-        s->even = _mm256_add_epi64(s->even, _mm256_and_si256(t->row[r], low32));
+        s->all = _mm256_add_epi64(s->all, t->row[r]);
         s->odd = _mm256_add_epi64(s->odd, _mm256_srli_epi64(t->row[r], 32));
     }
     if (weighted) {
@@ -251,9 +251,9 @@ INLINE void check_tails(const int BITS, const int half, const eight_tails *t, in
     const __m256i codes = BITS == 8 ? _mm256_srli_epi32(digest_high(t), 8) : word1;
     if (half)
         halves(word0, &scale, &bias);
-    add_shares(low_doubles(scale), low_doubles(bias), _mm256_cvtepi32_pd(_mm256_castsi256_si128(codes)), d, weighted,
+    add_shares(low_doubles(scale), low_doubles(bias), _mm256_cvtepi32_pd(_mm256_castsi256_si128(codes)), weighted,
                low_doubles(w), s);
-    add_shares(high_doubles(scale), high_doubles(bias), _mm256_cvtepi32_pd(_mm256_extracti128_si256(codes, 1)), d, weighted,
+    add_shares(high_doubles(scale), high_doubles(bias), _mm256_cvtepi32_pd(_mm256_extracti128_si256(codes, 1)), weighted,
                high_doubles(w), s);
 }
 
