@@ -455,6 +455,6 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
         job.parts, job.long_bits, job.part_sums = &parts[0], &long_bits[0], <sedq_bag_sums *>&part_sums[0]
     with nogil:
         verified = run(&job, chunk, threads)
-    if verified != job.bags or job.offsets[job.bags] != job.total:
+    if check and (verified != job.bags or job.offsets[job.bags] != job.total):
         sedq_report(&found, -1, SEDQ_BAD_COUNT, verified - job.bags, 0)
     return findings_list(&found) if found.count else None

@@ -11,8 +11,8 @@ g(n) = beta b(n) + alpha c(n) / d + kappa n^2:
 * n^2: a row that occurs again is rounded in the same direction again, as long as the sum stays between the same powers
   of two.
 
-A bag of more than 4096 rows is pooled in parts; its n is the longest chain of additions, 4096 and the number of parts. That is
-more than it needs: the errors of parts average out, unless rows occur again.
+A bag of more than 4096 rows is pooled in parts; its n is the longest chain of additions, 4096 and the number of parts. That
+is more than it needs: the errors of parts average out, unless rows occur again.
 
 All are of the form g0 n^2 + g1 n + g2 + g3 / n + g4 / n^2, which the compiled loop evaluates. The amplitudes are fitted.
 """
@@ -109,8 +109,7 @@ def limits(threshold: float, growth: Growth, pooling: Array, dim: int, magnitude
 
 
 def probabilistic_lambda(failure: float, pooling: int, dim: int) -> float:
-    """Return the factor of u M sqrt(n + 5) that bounds the residual of a chain of n additions except with
-    probability `failure`.
+    """Return the factor of u M sqrt(n + 5) that bounds the residual except with probability `failure`; n is a chain's.
 
     Higham and Mary (2019), on products of k factors (1 + delta)^(+-1) and on inner products: with independent errors of mean
     zero the product is 1 + theta with |theta| <= exp(lambda sqrt(k) u + k u^2 / (1 - u)) - 1 except with probability
