@@ -165,7 +165,9 @@ INLINE void add_rows(const int BITS, const int NV, const int OWN, const int chec
 #define EACH(INDEX, WEIGHTED, FIRST) add_each(BITS, NV, OWN, check, INDEX, WEIGHTED, FIRST, q, column, i, n, at, w)
 #define EACH_OF(INDEX)                                                                                                 \
     (weighted ? first ? EACH(INDEX, 1, 1) : EACH(INDEX, 1, 0) : first ? EACH(INDEX, 0, 1) : EACH(INDEX, 0, 0))
-    if (q->index_bytes == 4)
+    if (!OWN || BITS > 8) /* not worth eight loops */
+        EACH(q->index_bytes, weighted, first);
+    else if (q->index_bytes == 4)
         EACH_OF(4);
     else
         EACH_OF(8);

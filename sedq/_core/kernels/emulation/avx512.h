@@ -275,6 +275,11 @@ EMULATED __mmask16 emulated_mm512_mask_cmpneq_epi32_mask(__mmask16 among, __m512
     MASK(16, __mmask16, (among >> i & 1) && ZMM(si, a).u32[i] != ZMM(si, b).u32[i])
 }
 
+EMULATED __mmask16 emulated_mm512_cmpneq_epi32_mask(__m512i a, __m512i b)
+{
+    return emulated_mm512_mask_cmpneq_epi32_mask(0xffff, a, b);
+}
+
 /* a macro, because the predicate must be a constant */
 #define emulated_mm512_cmp_ps_mask(a, b, predicate)                                                                    \
     ((__mmask16)(_mm256_movemask_ps(_mm256_cmp_ps(ZMM(ps, a).half_ps[0], ZMM(ps, b).half_ps[0], predicate)) |          \

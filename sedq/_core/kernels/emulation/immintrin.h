@@ -42,6 +42,8 @@
 #define _mm512_cmpge_epu32_mask emulated_mm512_cmpge_epu32_mask
 #undef _mm512_cmpge_epu64_mask
 #define _mm512_cmpge_epu64_mask emulated_mm512_cmpge_epu64_mask
+#undef _mm512_cmpneq_epi32_mask
+#define _mm512_cmpneq_epi32_mask emulated_mm512_cmpneq_epi32_mask
 #undef _mm512_cvtepi32_epi64
 #define _mm512_cvtepi32_epi64 emulated_mm512_cvtepi32_epi64
 #undef _mm512_cvtepi32_epi8
