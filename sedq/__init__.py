@@ -14,12 +14,12 @@ except ModuleNotFoundError as error:
         "and import sedq from another directory, or 'pip install --no-build-isolation --editable .' to work on it."
     ) from None
 
-from sedq import checks, datasets, faults
+from sedq import checks, datasets, faults, scrub
 from sedq._config import Settings, config_context, get_config
 from sedq._info import show_versions, versions
 from sedq.calibration import ThresholdCalibration, calibrate_thresholds
 from sedq.dlrm import DLRM
-from sedq.embedding import EmbeddingBag
+from sedq.embedding import EmbeddingBag, EmbeddingBagCollection, IndexBatch, ScrubReport
 from sedq.exceptions import CalibrationWarning, ModelFileError, SedqWarning, SoftErrorDetected, SoftErrorWarning
 from sedq.linear import matmul_integer, qlinear, qlinear_dynamic
 from sedq.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
@@ -32,8 +32,10 @@ __all__ = [
     "DLRM",
     "CalibrationWarning",
     "EmbeddingBag",
+    "EmbeddingBagCollection",
     "Event",
     "HistogramObserver",
+    "IndexBatch",
     "MinMaxObserver",
     "ModelFileError",
     "Monitor",
@@ -42,6 +44,7 @@ __all__ = [
     "PercentileObserver",
     "QParams",
     "QuantizedLinear",
+    "ScrubReport",
     "SedqWarning",
     "Settings",
     "SoftErrorDetected",
@@ -63,6 +66,7 @@ __all__ = [
     "qlinear",
     "qlinear_dynamic",
     "quantize",
+    "scrub",
     "show_versions",
     "versions",
 ]

@@ -1,19 +1,22 @@
-"""Command line: ``sedq demo``, ``sedq calibrate``, ``sedq live`` and ``sedq info``."""
+"""Command line: ``sedq demo``, ``sedq calibrate``, ``sedq live``, ``sedq scrub`` and ``sedq info``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from sedq import _info, demo
+from sedq import _info, demo, scrub
 from sedq._files import check_target, replacing
 from sedq.calibration import _command as calibrate
 from sedq.faults.live import command as live
 
 __all__ = ["main"]
+
+BAR = 40  # characters of a full bar
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,6 +38,21 @@ def _parser() -> argparse.ArgumentParser:
         "what becomes of it: masked, detected, detected without effect, missed, crash or hang. Linux on x86-64.",
     )
     live.add_options(struck)
+    look = commands.add_parser(
+        "scrub",
+        help="look for corruption in the file of a table or a model",
+        description="Compare every row of a table file, or every array of a model file, with its digest. A table needs the "
+        "companion that --protect makes of it. Exit status 0 if all is intact, 1 if something is corrupted, 2 for wrong "
+        "arguments or a file that can't be looked over, 3 if all that was corrupted has been repaired.",
+    )
+    look.add_argument("file", type=Path, help="a model, or a table: fused rows as numpy.save writes them")
+    look.add_argument("--repair", action="store_true", help="write restored rows into the table file")
+    look.add_argument("--protect", action="store_true", help="make the companion FILE.sedq of a table that is intact now")
+    look.add_argument("--bits", type=int, default=8, help="of a code, with --protect (default 8)")
+    look.add_argument("--layout", default="torch", help="torch, half or tbe, with --protect (default torch)")
+    look.add_argument("--dim", type=int, help="columns, with --protect, where the bytes of a row don't say")
+    look.add_argument("--parity", type=int, default=64, metavar="G", help="rows of a parity group (default 64)")
+    look.add_argument("--quiet", action="store_true", help="no progress bar")
     commands.add_parser("info", help="versions, instruction sets, threads and CPU")
     return parser
 
@@ -51,6 +69,39 @@ def _demo(options: argparse.Namespace) -> int:
     return 0 if demo.passed(result) else 1
 
 
+def _scrub(options: argparse.Namespace) -> int:
+    with _progress(options.quiet) as progress:
+        if options.protect:
+            kept = {name: getattr(options, name) for name in ("bits", "layout", "dim", "parity")}
+            made = scrub.protect_file(options.file, **kept, progress=progress)
+        else:
+            report = scrub.scrub_file(options.file, repair=options.repair, progress=progress)
+    if options.protect:
+        print(f"{made}: {made.stat().st_size} bytes")
+        return 0
+    print(report)
+    return 1 if report.left else 3 if report.found else 0
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int, int], object] | None]:
+    """Show a bar on stderr; nothing where nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    began = False
+
+    def show(done: int, total: int) -> None:
+        nonlocal began
+        began = True
+        filled = BAR * done // max(total, 1)
+        print(f"\r[{'#' * filled:<{BAR}}] {done:,} of {total:,}", end="", file=sys.stderr, flush=True)
+
+    yield show
+    if began:
+        print(file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
@@ -62,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well; 1 if a demonstration or a calibration failed; 2 for wrong arguments or an invalid run.
+        0 if all went well; 1 if a demonstration or a calibration failed or a file is corrupted; 2 for wrong arguments or an
+        invalid run; 3 if what was corrupted in a file has been repaired.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -73,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "live":
             check_target("--json", options.json)
             return live.main(options)
+        if options.command == "scrub":
+            return _scrub(options)
         _info.show_versions()
     except (ValueError, OSError) as error:
         print(f"sedq: {error}", file=sys.stderr)

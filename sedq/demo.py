@@ -8,6 +8,7 @@ repairs them, as they would. Two copies of the model meet the same faults: one u
 from __future__ import annotations
 
 import copy
+import re
 import statistics
 import time
 from collections import Counter
@@ -110,7 +111,7 @@ def _names(fault: Fault, event: recovery.Event, model: DLRM) -> bool:
         mlp, layer = _layers(model)[fault.target[0]]
         return event.operator == f"{mlp}.{layer}" and f"W[{fault.target[1]}, {fault.target[2]}]" in event.detail
     if fault.site == "table":
-        rows = event.detail.removeprefix("rows [").rstrip("]").split(", ")
+        rows = {row for part in re.findall(r"rows \[(.*?)\]", event.detail) for row in part.split(", ")}
         return event.operator == f"table.{fault.target[0]}" and str(fault.target[1]) in rows
     return False
 

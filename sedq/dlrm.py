@@ -28,6 +28,7 @@ from scipy.special import expit
 from sedq import _config, _validation, model_file, recovery
 from sedq._core import _dense, _dispatch
 from sedq.embedding.bag import EmbeddingBag
+from sedq.embedding.index_batch import IndexBatch, consume
 from sedq.embedding.requests import bags
 from sedq.exceptions import ModelFileError
 from sedq.float_model import FloatDLRM, float_dlrm, mlp
@@ -133,7 +134,7 @@ class DLRM:
     def predict_float(
         self,
         dense: ArrayLike,
-        indices: Sequence[ArrayLike],
+        indices: Sequence[ArrayLike | IndexBatch],
         offsets: Sequence[ArrayLike | None] | None = None,
         include_last_offset: bool = False,
     ) -> NDArray[np.float32]:
@@ -188,7 +189,7 @@ class DLRM:
     def __call__(
         self,
         dense: ArrayLike,
-        indices: Sequence[ArrayLike],
+        indices: Sequence[ArrayLike | IndexBatch],
         offsets: Sequence[ArrayLike | None] | None = None,
         include_last_offset: bool = False,
         *,
@@ -203,8 +204,8 @@ class DLRM:
         ----------
         dense : array_like of float32, (B, n_dense)
             Dense features.
-        indices : sequence of array_like of int32 or int64
-            Row numbers of each table's bags, one-dimensional with `offsets`, or (B, L).
+        indices : sequence of array_like of int32 or int64, or of IndexBatch
+            Row numbers of each table's bags, one-dimensional with `offsets`, or (B, L); an IndexBatch has its offsets.
         offsets : sequence of array_like of int32 or int64, optional
             Where each bag starts, (B,) or (B + 1,), for each table.
         include_last_offset : bool, default False
@@ -237,17 +238,16 @@ class DLRM:
             raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, CHECKS))} here")
         if not self.quantized:
             raise ValueError("model: got one that is not quantised, expected a call of quantize(samples) first")
-        requests = _requests(
-            dense,
-            indices,
-            offsets,
-            include_last_offset,
-            self.bottom[0].packed.shape[1],
-            [bag.shape[0] for bag in self.bags],
-        )
-        return recovery.replayed(
-            lambda kernels: self._forward(*requests, settings._replace(kernels=kernels), threshold), settings
-        )
+        inputs, rows = self.bottom[0].packed.shape[1], [bag.shape[0] for bag in self.bags]
+
+        def compute() -> NDArray[np.float32]:
+            requests = _requests(dense, indices, offsets, include_last_offset, inputs, rows)
+            return recovery.replayed(
+                lambda kernels: self._forward(*requests, settings._replace(kernels=kernels), threshold), settings
+            )
+
+        batches = [i for i in indices if isinstance(i, IndexBatch)] if isinstance(indices, Sequence) else []
+        return consume(batches, compute, settings, "DLRM") if batches else compute()
 
     def _forward(
         self, dense: Array, indices: list[Array], offsets: list[Array], settings: _config.Settings, threshold: Any
@@ -345,7 +345,7 @@ def _check_parts(bottom: Sequence[QuantizedLinear], bags: Sequence[EmbeddingBag]
 
 def _requests(
     dense: ArrayLike,
-    indices: Sequence[ArrayLike],
+    indices: Sequence[ArrayLike | IndexBatch],
     offsets: Sequence[ArrayLike | None] | None,
     include_last_offset: bool,
     n_dense: int,
@@ -363,7 +363,7 @@ def _requests(
             raise TypeError(f"{name}: got {_validation.describe(value)}, expected one array per table")
     if len(indices) != len(rows) or len(given) != len(rows):
         raise ValueError(f"indices, offsets: got {len(indices)} and {len(given)}, expected one per table, {len(rows)}")
-    pairs = [bags(i, o, include_last_offset) for i, o in zip(indices, given, strict=True)]
+    pairs = [_bags_of(i, o, include_last_offset) for i, o in zip(indices, given, strict=True)]
     for t, (index, starts) in enumerate(pairs):
         if len(starts) - 1 != len(x):
             raise ValueError(f"offsets[{t}]: got {len(starts) - 1} bags, expected one per request, {len(x)}")
@@ -372,6 +372,14 @@ def _requests(
         if starts[0] != 0 or starts[-1] != index.size or (np.diff(starts) < 0).any():
             raise ValueError(f"offsets[{t}]: expected offsets from 0 to {index.size} that do not decrease")
     return x, [i for i, _ in pairs], [s for _, s in pairs]
+
+
+def _bags_of(indices: ArrayLike | IndexBatch, offsets: ArrayLike | None, include_last_offset: bool) -> tuple[Array, Array]:
+    """Return indices and all offsets of one table's bags."""
+    if not isinstance(indices, IndexBatch):
+        return bags(indices, offsets, include_last_offset)
+    indices.alone(offsets, indices.per_sample_weights)
+    return indices.indices, indices.offsets
 
 
 def _quantize_mlp(layers: Sequence[tuple[Array, Array]], x: Array) -> list[QuantizedLinear]:

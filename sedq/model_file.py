@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,6 +148,19 @@ class _Reader:
         if described != self.header["arrays"][name]:
             raise ModelFileError(f"{self.path}: {name} does not fit its digest")
         return a
+
+
+def compare(path: str | os.PathLike[str]) -> Iterator[tuple[str, bool, int]]:
+    """Name each array of a model file, whether it is as it was saved, and how many there are."""
+    with _Reader(path) as reader:
+        names = list(reader.header["arrays"])
+        for name in names:
+            try:
+                reader.array(name)
+            except ModelFileError:
+                yield name, False, len(names)
+            else:
+                yield name, True, len(names)
 
 
 class WeightSource:

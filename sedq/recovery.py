@@ -21,7 +21,7 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from sedq import _config, _validation
 from sedq._core import _dispatch
 from sedq.exceptions import SoftErrorDetected, SoftErrorWarning
 
-__all__ = ["Event", "Finding", "Monitor", "UpstreamCorrupted", "count_checks", "handle", "monitor"]
+__all__ = ["Event", "Finding", "Monitor", "UpstreamCorrupted", "count_checks", "count_repairs", "handle", "monitor"]
 
 Result = TypeVar("Result")
 logger = logging.getLogger("sedq")
@@ -115,6 +115,9 @@ class Monitor:
         Events in all; a call adds at most 64.
     verdicts : Counter
         Events by verdict.
+    repairs : Counter
+        Table rows restored, by what did it: ``"corrected"`` (the wrong byte was located), ``"rebuilt"`` (from parity) or
+        ``"reloaded"`` (from the source).
     events : deque of Event
         The latest events, at most `max_events`.
     """
@@ -122,6 +125,7 @@ class Monitor:
     max_events: int = 1000
     checks: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str] = field(default_factory=Counter)
+    repairs: Counter[str] = field(default_factory=Counter)
     detections: int = 0
     events: deque[Event] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -144,6 +148,10 @@ class Monitor:
     def _count(self, operator: str, checks: int) -> None:
         with self._lock:
             self.checks[operator] += checks
+
+    def _repaired(self, counts: Mapping[str, int]) -> None:
+        with self._lock:
+            self.repairs.update(counts)
 
     def _add(self, event: Event) -> None:
         with self._lock:
@@ -193,6 +201,12 @@ def count_checks(operator: str, checks: int) -> None:
     """Tell the monitors in force how many rows, bags or requests a call verified."""
     for watcher in _monitors.get():
         watcher._count(operator, checks)
+
+
+def count_repairs(counts: Mapping[str, int]) -> None:
+    """Tell the monitors in force how many table rows were restored, and by what."""
+    for watcher in _monitors.get():
+        watcher._repaired(counts)
 
 
 class UpstreamCorrupted(Exception):

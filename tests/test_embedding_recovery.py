@@ -121,7 +121,7 @@ def test_corrupted_row_is_restored(
         np.testing.assert_array_equal(bag(INDICES), clean)
     np.testing.assert_array_equal(bag._table.rows, stored)
     assert {(e.operator, e.row, e.rung, e.verdict, e.detail) for e in seen.events} == {
-        ("EmbeddingBag", 2, "heal", "memory", "rows [7]")
+        ("EmbeddingBag", 2, "heal", "memory", "rows [7] reloaded")
     }
     assert seen.events[0].kind == "digest"
     with sedq.monitor() as seen:
@@ -137,7 +137,7 @@ def test_several_rows_in_several_bags(make: Callable[..., sedq.EmbeddingBag], ke
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(bag(INDICES), clean)
     assert {e.row for e in seen.events} == {0, 3}
-    assert {e.detail for e in seen.events} == {"rows [0, 2, 9, 10]"}
+    assert {e.detail for e in seen.events} == {"rows [0, 2, 9, 10] reloaded"}
     assert bag.bad_rows() == [15]  # it was not needed
     bag.require_intact()
     np.testing.assert_array_equal(bag._table.rows, stored)
@@ -162,7 +162,7 @@ def test_a_row_detected_by_its_sum_alone_is_restored(kernels: _dispatch.Context)
     corrupt(bag, 7, bit=7)
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(bag(INDICES, check="threshold"), clean)
-    assert [(e.kind, e.verdict, e.detail) for e in seen.events] == [("sum", "memory", "rows [7]")]
+    assert [(e.kind, e.verdict, e.detail) for e in seen.events] == [("sum", "memory", "rows [7] reloaded")]
 
 
 @MAKERS

@@ -20,7 +20,7 @@ ROOT = Path(sedq.__file__).parent
 # from top to bottom: a module imports from its own layer or lower ones
 LAYERS = (
     {"cli", "demo"},
-    {"calibration", "faults"},
+    {"calibration", "faults", "scrub"},
     {"dlrm", "datasets", "model_file", "float_model"},
     {"linear", "embedding", "quantized_linear"},
     {"checks", "weights", "recovery"},
@@ -175,7 +175,7 @@ def test_a_source_tree_that_is_not_built_says_what_to_do(tmp_path: Path) -> None
 # ---- documentation of public names
 
 PUBLIC: dict[str, Any] = {f"sedq.{name}": getattr(sedq, name, None) for name in sedq.__all__ if name != "__version__"}
-for package in (sedq.datasets, sedq.faults):
+for package in (sedq.datasets, sedq.faults, sedq.scrub):
     PUBLIC |= {f"{package.__name__}.{name}": getattr(package, name) for name in package.__all__}
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isroutine(value)}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}

@@ -63,6 +63,7 @@ cdef extern from "kernels/context.h" nogil:
         sedq_sum_fn sum_u8, sum_words
         sedq_bag_fn bag[6]
         void (*digests)(const sedq_table *, int64_t, int64_t, uint64_t *) noexcept nogil
+        int64_t (*scan)(const sedq_table *, int64_t, int64_t) noexcept nogil
         int64_t (*range)(const void *, int, int64_t, int64_t) noexcept nogil
         int (*quantize)(const float *, int64_t, float, int32_t, uint8_t *) noexcept nogil
         void (*dots)(const float *, int64_t, int64_t, float *) noexcept nogil

@@ -24,7 +24,7 @@ import numpy as np
 
 from sedq._core._dispatch cimport (
     SEDQ_BAD_COUNT, SEDQ_BAD_DIGEST, SEDQ_BAD_OUTPUT, SEDQ_BAD_REPEAT, SEDQ_BAD_SUM, Context, findings_list,
-    sedq_bag_fn, sedq_bag_sums, sedq_context, sedq_findings, sedq_report, sedq_table, threads_for)
+    sedq_bag_sums, sedq_findings, sedq_report, sedq_table, threads_for)
 from sedq._core._rows cimport Table
 
 from sedq._core._rows import MAX_CODE_BYTES, bad_in_range, bad_rows, digests_of, row_bytes  # no-cython-lint
@@ -60,44 +60,9 @@ GROWTH_TERMS = 5
 # Not a detection: sums this large may overflow float32 in a run without a fault.
 FOUND_OVERFLOW = 100
 
-cdef enum:
-    CHUNK = 64            # bags whose outputs are read back together
-    ROWS_OF_PART = 4096
-    DIGEST = 1
-    SUM = 2
-    TWICE = 4
-    BOUND = 0
-    REFERENCE = 1
-    GROWTH = 3
-    OVERFLOW = 100
-
 cdef double UNIT = 2.0 ** -24       # rounding unit of float32
 cdef double SMALLEST = 2.0 ** -126  # what flushing to zero may lose
 cdef double LARGEST = 3.4e38
-
-
-cdef struct Job:
-    const sedq_context *c
-    const sedq_table *t
-    sedq_bag_fn bag
-    const char *indices
-    int index_bytes
-    const int64_t *offsets
-    const int64_t *lengths    # by which the mean divides; NULL: the lengths of the bags
-    const float *weights
-    int64_t bags, total
-    float *out
-    int64_t out_stride
-    uint32_t *y_sums
-    float *scratch            # dim floats per chunk, for the second accumulation
-    float *parts              # dim floats per part of the longest bag, and its sums
-    sedq_bag_sums *part_sums
-    uint32_t *long_bits       # of the outputs of bags pooled in parts
-    int check, limit, mean
-    double limit_value
-    double growth[5]
-    double *stats             # residual, reference and magnitude of each bag, or NULL
-    sedq_findings *found
 
 
 cdef double chain_of(double n) noexcept nogil:

@@ -162,6 +162,11 @@ cdef class Table:
             return self.rows[:, self.t.width - 8:].view("<u8")[:, 0]
         return self.sidecar[:, :8].view("<u8")[:, 0]
 
+    def like(self, rows, sidecar=None):
+        """A table of other rows (and their sidecar) in the layout of this one."""
+        return Table(rows, self.t.dim, self.t.bits, sidecar=sidecar, codes_at=self.codes_at, params_at=self.params_at,
+                     half=self.half)
+
     def bad_rows(self, numbers):
         """Those of the rows `numbers` (int64) that don't fit their digests."""
         return bad_rows(self, numbers)
@@ -228,17 +233,15 @@ def bad_rows(Table table, const int64_t[::1] numbers):
 def bad_in_range(Table table, Py_ssize_t first, Py_ssize_t count, Context context=None):
     """Those of `count` rows from `first` on that don't fit their digests; what scrubbing calls."""
     cdef Context kernels = _dispatch.default if context is None else context
-    cdef uint64_t[AT_ONCE] digests
-    cdef int64_t i, n, at = first
+    cdef int64_t at = first, end = first + count
     cdef list bad = []
-    if first < 0 or count < 0 or first + count > table.t.num_rows:
-        raise IndexError(f"rows {first} to {first + count} of {table.t.num_rows}")
-    while at < first + count:
-        n = min(<int64_t>AT_ONCE, first + count - at)
+    if first < 0 or count < 0 or end > table.t.num_rows:
+        raise IndexError(f"rows {first} to {end} of {table.t.num_rows}")
+    while at < end:
         with nogil:
-            kernels.c.digests(&table.t, at, n, digests)
-        for i in range(n):
-            if digests[i] != sedq_stored_digest(&table.t, at + i):
-                bad.append(at + i)
-        at += n
+            at = kernels.c.scan(&table.t, at, end - at)
+        if at < 0:
+            break
+        bad.append(at)
+        at += 1
     return bad

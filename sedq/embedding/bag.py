@@ -1,38 +1,32 @@
-"""EmbeddingBag with its checks and its recovery.
+"""EmbeddingBag: made from tables of many forms, called with requests of many forms.
 
-The way of a call: validate indices, offsets and weights -> `_core._embedding.pool`, which pools and verifies -> the result,
-or `recovery.handle` with how to recompute bags and reload rows.
+The way of a call: validate indices, offsets and weights -> `Pooling.pool`, which pools, verifies and recovers -> the result.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sedq import _config, _validation, recovery
-from sedq._core import _dispatch, _embedding, _rows
+from sedq import _config, _validation
+from sedq._core import _rows
 from sedq.embedding import layouts, requests
+from sedq.embedding.guard import Guard
+from sedq.embedding.index_batch import IndexBatch, consume
+from sedq.embedding.pooling import Pooling
+from sedq.embedding.repair import Redundancy
 from sedq.embedding.sources import FloatSource, FusedSource, Source
-from sedq.exceptions import ModelFileError, SoftErrorDetected
 
 __all__ = ["EmbeddingBag"]
 
 Array = NDArray[Any]
 Mode = Literal["sum", "mean"]
 
-LEVELS = {
-    "off": 0,
-    "digest": _embedding.CHECK_DIGEST,
-    "threshold": _embedding.CHECK_SUM,
-    "exact": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM,
-    "full": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM | _embedding.CHECK_TWICE,
-}
-MAX_FINDINGS = 64
 
-
-class EmbeddingBag:
+class EmbeddingBag(Pooling):
     """Sums or means of rows of a quantised table, each call checked.
 
     Made by `from_float`, `from_fused` or `view_fused`. Rows are kept with a digest of their bytes and of their number, 8
@@ -68,6 +62,8 @@ class EmbeddingBag:
         layout: str = "torch",
         padding_idx: int | None = None,
         index_mapping: ArrayLike | None = None,
+        locate: bool = False,
+        parity: int | None = None,
     ) -> None:
         if mode not in ("sum", "mean"):
             raise ValueError(f"mode: got {mode!r}, expected 'sum' or 'mean'")
@@ -76,7 +72,7 @@ class EmbeddingBag:
         self.mode = mode
         self.bits = table.bits
         self._layout = layout  # of the rows that the source gives, and of a table that is only read
-        self._source = source
+        self._maintain(source, locate, parity)
         pruned = padding_idx is not None or index_mapping is not None
         self._pruning = requests.Pruning(padding_idx, index_mapping, table.num_rows) if pruned else None
 
@@ -90,6 +86,8 @@ class EmbeddingBag:
         keep_source: bool = False,
         padding_idx: int | None = None,
         index_mapping: ArrayLike | None = None,
+        locate: bool = False,
+        parity: int | None = None,
     ) -> EmbeddingBag:
         """Quantise a float table row by row.
 
@@ -108,6 +106,10 @@ class EmbeddingBag:
         index_mapping : array_like of int32 or int64, (original rows,), optional
             For a pruned table: the row that each index means, or -1 for none, which contributes nothing but counts in
             the mean. Kept with its inverse, with which it is compared at every look-up.
+        locate : bool, default False
+            Keep 8 more bytes a row, a position-weighted sum and a CRC-32, which locate and correct one wrong byte.
+        parity : int, optional
+            Keep the xor of every so many rows, from which one of them can be rebuilt whatever is wrong with it.
 
         Returns
         -------
@@ -128,7 +130,7 @@ class EmbeddingBag:
         rows = layouts.add_digests(layouts.quantize_rows(w, bits), dim, bits=bits)
         source = FloatSource(w, bits) if keep_source else None
         table = _rows.Table(rows, dim, bits)
-        return cls(table, mode, source, padding_idx=padding_idx, index_mapping=index_mapping)
+        return cls(table, mode, source, padding_idx=padding_idx, index_mapping=index_mapping, locate=locate, parity=parity)
 
     @classmethod
     def from_fused(
@@ -142,6 +144,8 @@ class EmbeddingBag:
         keep_source: bool = False,
         padding_idx: int | None = None,
         index_mapping: ArrayLike | None = None,
+        locate: bool = False,
+        parity: int | None = None,
     ) -> EmbeddingBag:
         """Take rows that another library has quantised, copied into rows with digests.
 
@@ -162,7 +166,7 @@ class EmbeddingBag:
             How a bag is pooled.
         keep_source : bool, default False
             Keep a reference to `rows`, from which corrupted rows are restored. It must not change.
-        padding_idx, index_mapping
+        padding_idx, index_mapping, locate, parity
             As for `from_float`.
 
         Returns
@@ -185,7 +189,16 @@ class EmbeddingBag:
         rows, at = _checked(rows, bits, layout, dim)
         table = _rows.Table(layouts.add_digests(rows, at.dim, bits=bits, layout=layout), at.dim, bits)
         source = FusedSource(rows) if keep_source else None
-        return cls(table, mode, source, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping)
+        return cls(
+            table,
+            mode,
+            source,
+            layout=layout,
+            padding_idx=padding_idx,
+            index_mapping=index_mapping,
+            locate=locate,
+            parity=parity,
+        )
 
     @classmethod
     def view_fused(
@@ -198,6 +211,8 @@ class EmbeddingBag:
         mode: Mode = "sum",
         padding_idx: int | None = None,
         index_mapping: ArrayLike | None = None,
+        locate: bool = False,
+        parity: int | None = None,
         progress: layouts.Progress | None = None,
     ) -> EmbeddingBag:
         """Use rows of another library where they are, a memory-mapped file for instance; they are never written to.
@@ -211,6 +226,8 @@ class EmbeddingBag:
             As for `from_fused`. A reference is kept; bytes within a row must be contiguous. They must not change.
         bits, layout, dim, mode, padding_idx, index_mapping
             As for `from_fused`.
+        locate, parity
+            As for `from_float`. A restored row is kept beside the rows, and stands for the corrupted one.
         progress : callable, optional
             Called as ``progress(done, rows)`` while digests are made.
 
@@ -233,7 +250,9 @@ class EmbeddingBag:
         """
         rows, at = _checked(rows, bits, layout, dim)
         table = layouts.attach_sidecar(rows, at, progress)
-        return cls(table, mode, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping)
+        return cls(
+            table, mode, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping, locate=locate, parity=parity
+        )
 
     def to_fused(self, layout: str = "torch", *, align: int = 1) -> NDArray[np.uint8]:
         """Return the rows in a layout, as `from_fused` takes them: uint8 (rows, bytes).
@@ -262,94 +281,29 @@ class EmbeddingBag:
         """
         layouts.geometry(layout, self.bits, self.shape[1])
         align = _validation.integer("align", align, 1, 2**20)
-        self.require_intact()
-        return layouts.strip_digests(self._own_rows(), self.shape[1], bits=self.bits, layout=layout, align=align)
+        with self._guard.exclusive():
+            self.require_intact()
+            return layouts.strip_digests(self._own_rows(), self.shape[1], bits=self.bits, layout=layout, align=align)
 
     def _own_rows(self) -> Array:
         """Rows of ours, copied from another layout if need be."""
         if self._table.own:
             return self._table.rows
-        return layouts.add_digests(self._table.rows, self.shape[1], bits=self.bits, layout=self._layout)
-
-    def bad_rows(self, rows: ArrayLike | None = None) -> list[int]:
-        """Return the numbers of rows, of those given or of all, that don't fit their digests.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import sedq
-        >>> bag = sedq.EmbeddingBag.from_float(np.ones((3, 4), dtype=np.float32))
-        >>> bag.bad_rows()
-        []
-        """
-        return _embedding.bad_rows(self._table, self._row_numbers(rows))
-
-    def _row_numbers(self, rows: ArrayLike | None) -> Array:
-        """Return the row numbers given, or all, as int64."""
-        if rows is None:
-            return np.arange(self.shape[0])
-        numbers = _validation.integers("rows", rows, (0, 1, 2)).reshape(-1).astype(np.int64)
-        for number in numbers[(numbers < 0) | (numbers >= self.shape[0])]:
-            raise IndexError(f"rows: got {number}, expected 0 to {self.shape[0] - 1}")
-        return numbers
-
-    def restore(self, rows: ArrayLike) -> list[int]:
-        """Reload rows from the source, where one is kept, and return those whose digests then fit.
-
-        Parameters
-        ----------
-        rows : array_like of int
-            Row numbers.
-
-        Returns
-        -------
-        list of int
-            Rows restored; empty without a source.
-        """
-        numbers = self._row_numbers(rows)
-        if self._source is None or not numbers.size:
-            return []
-        try:
-            originals = self._source(numbers)
-        except (OSError, ModelFileError, IndexError):  # the source is gone, or not what it was
-            return []
-        if not self._table.own or originals.shape[1:] != (self._fused_width(),):
-            return []
-        restored = []
-        for number, fused in zip(numbers.tolist(), originals, strict=True):
-            row = layouts.add_digests(fused[None], self.shape[1], number, bits=self.bits, layout=self._layout)[0]
-            stored = self._table.rows[number]
-            # a source may have changed, or been struck too: it must agree with the digest, or with all but the digest
-            if np.array_equal(row[-8:], stored[-8:]) or np.array_equal(row[:-8], stored[:-8]):
-                stored[...] = row
-                restored.append(number)
-        return restored
-
-    def _fused_width(self) -> int:
-        return layouts.geometry(self._layout, self.bits, self.shape[1]).width
-
-    def require_intact(self) -> None:
-        """Restore corrupted rows, or raise SoftErrorDetected naming them."""
-        bad = self.bad_rows()
-        left = sorted(set(bad) - set(self.restore(bad)))
-        if left:
-            raise SoftErrorDetected(f"{self!r}: rows {left[:10]} are corrupted and {self._no_source()}")
-
-    def _no_source(self) -> str:
-        if self._source is None:
-            return "there is no source to reload them from"
-        return f"could not be reloaded from {self._source!r}"
+        rows = layouts.add_digests(self._table.rows, self.shape[1], bits=self.bits, layout=self._layout)
+        for number, row in self._redundancy.overlay.items():
+            rows[number] = self._sealed(number, row)
+        return rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self.require_intact()
-        return type(self)._restored, (self._table.copy(), self.mode, self._source, self._layout, self._pruning)
+        with self._guard.exclusive():
+            self.require_intact()
+            state = {name: value for name, value in vars(self).items() if name not in ("_guard", "_redundancy", "_table")}
+            return type(self)._restored, (copy.deepcopy(self._redundancy), state)
 
     @classmethod
-    def _restored(
-        cls, table: _rows.Table, mode: str, source: Source | None, layout: str, pruning: requests.Pruning | None
-    ) -> EmbeddingBag:
-        bag = cls(table, mode, source, layout=layout)
-        bag._pruning = pruning
+    def _restored(cls, redundancy: Redundancy, state: dict[str, Any]) -> EmbeddingBag:
+        bag = cls.__new__(cls)
+        vars(bag).update(state, _guard=Guard(), _redundancy=redundancy, _table=redundancy.table)
         return bag
 
     def __repr__(self) -> str:
@@ -357,7 +311,7 @@ class EmbeddingBag:
 
     def __call__(
         self,
-        indices: ArrayLike,
+        indices: ArrayLike | IndexBatch,
         offsets: ArrayLike | None = None,
         per_sample_weights: ArrayLike | None = None,
         include_last_offset: bool = False,
@@ -372,8 +326,9 @@ class EmbeddingBag:
 
         Parameters
         ----------
-        indices : array_like of int32 or int64, (L,) or (B, L)
-            Row numbers. Two-dimensional indices are B bags of L rows each, without offsets.
+        indices : array_like of int32 or int64, (L,) or (B, L), or IndexBatch
+            Row numbers. Two-dimensional indices are B bags of L rows each, without offsets. An IndexBatch has its offsets
+            and weights with it.
         offsets : array_like of int32 or int64, (B,) or (B + 1,), optional
             Where each bag starts in one-dimensional indices. The first is 0; they must not decrease.
         per_sample_weights : array_like of float32, of the shape of indices, optional
@@ -410,6 +365,8 @@ class EmbeddingBag:
             When data was corrupted and could not, or was not to, be corrected.
         """
         settings = _config.resolve(check, on_error, num_threads)
+        if isinstance(indices, IndexBatch):
+            return self._consumed(indices, offsets, per_sample_weights, out, settings, threshold)
         index, starts = requests.bags(indices, offsets, include_last_offset)
         weights = None
         if per_sample_weights is not None:
@@ -418,117 +375,25 @@ class EmbeddingBag:
         self.pool(index, starts, weights, result, settings, threshold=threshold)
         return result
 
-    def pool(
+    def _consumed(
         self,
-        indices: Array,
-        offsets: Array,
-        weights: Array | None,
-        out: Array,
+        batch: IndexBatch,
+        offsets: ArrayLike | None,
+        weights: ArrayLike | None,
+        out: Array | None,
         settings: _config.Settings,
-        *,
-        operator: str = "EmbeddingBag",
-        threshold: Any = "bound",
-        y_sums: Array | None = None,
-    ) -> None:
-        """Pool into `out`, whose rows may lie apart, as the settings say; offsets include the last. For models."""
-        level = LEVELS.get(settings.check)
-        if level is None:
-            raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, LEVELS))} here")
-        limit = requests.limit(threshold, self)
-        watched = limit.kind == _embedding.LIMIT_GROWTH and level & _embedding.CHECK_SUM
-        stats = np.empty((len(out), 3)) if watched else None
-        lengths = None
-        if self._pruning is not None:
-            indices, offsets, weights, lengths = self._pruned(indices, offsets, weights, operator)
-        found = _embedding.pool(
-            settings.kernels,
-            self._table,
-            indices,
-            offsets,
-            weights,
-            out,
-            level,
-            limit.kind,
-            limit.value,
-            self.mode == "mean",
-            settings.num_threads or 0,
-            y_sums,
-            lengths,
-            stats,
-            limit.growth,
-        )
-        if level:
-            recovery.count_checks(operator, len(out))
-        if found is not None:
-            self._recover(found, indices, offsets, weights, lengths, out, y_sums, settings, operator, level, limit)
-        if stats is not None:
-            threshold.watch(self, offsets, weights, stats)
+        threshold: Any,
+    ) -> NDArray[np.float32]:
+        """Pool a request that carries digests."""
+        batch.alone(offsets, weights)
 
-    def _pruned(
-        self, indices: Array, offsets: Array, weights: Array | None, operator: str
-    ) -> tuple[Array, Array, Array | None, Array]:
-        """Leave out what contributes nothing."""
-        assert self._pruning is not None
-        try:
-            return self._pruning.apply(indices, offsets, weights)
-        except requests.CorruptMapping as error:
-            found = [(-1, recovery.INPUT, 0.0, 0.0)]
-            events = recovery.conclude(operator, found, _dispatch.current_cpu(), "raise", "memory", str(error))
-            raise SoftErrorDetected(recovery.summary(events), events) from None
+        def compute() -> NDArray[np.float32]:
+            arrays = (batch.indices, batch.offsets, batch.per_sample_weights)
+            result = _validation.output(out, (len(batch), self.shape[1]), np.float32, arrays)
+            self.pool(*arrays, result, settings, threshold=threshold)
+            return result
 
-    def _recover(
-        self,
-        found: list[recovery.Finding],
-        indices: Array,
-        offsets: Array,
-        weights: Array | None,
-        lengths: Array | None,
-        out: Array,
-        y_sums: Array | None,
-        settings: _config.Settings,
-        operator: str,
-        level: int,
-        limit: requests.Limit,
-    ) -> None:
-        """Deal with what `pool` found."""
-        mean = self.mode == "mean"
-        if limit.kind == _embedding.LIMIT_GROWTH:
-            # rounding is the same on every path, so that a false alarm would come again: the second look is at the bound
-            limit = requests.Limit(_embedding.LIMIT_BOUND)
-
-        def compute_again(numbers: Array) -> tuple[list[recovery.Finding] | None, Array, Array]:
-            index, starts, factors = requests.select(numbers, indices, offsets, weights)
-            again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.empty(len(numbers), np.uint32)
-            reference, counts = _dispatch.get("reference"), None if lengths is None else lengths[numbers]
-            args = index, starts, factors, again, level, limit.kind, limit.value, mean, 1, sums, counts, None, limit.growth
-            remaining = _embedding.pool(reference, self._table, *args)
-            if remaining and all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in remaining):
-                bag = numbers[remaining[0][0]]
-                raise ValueError(f"bag {bag}: its sums overflow float32, expected smaller weights or values")
-            return remaining, again, sums
-
-        def recompute() -> list[recovery.Finding] | None:
-            numbers = _bags_in_doubt(found, len(out))
-            remaining, again, sums = compute_again(numbers)
-            if remaining is None:
-                out[numbers] = again
-                if y_sums is not None:
-                    y_sums[numbers] = sums
-            return remaining
-
-        overflows = np.unique([bag for bag, kind, _, _ in found if kind == _embedding.FOUND_OVERFLOW])
-        if overflows.size:
-            compute_again(overflows)  # raises if they overflow without a fault too: an error of the input
-            found = [(b, recovery.SUM if k == _embedding.FOUND_OVERFLOW else k, r, at) for b, k, r, at in found]
-
-        def heal() -> tuple[str, str]:
-            index, _, _ = requests.select(_bags_in_doubt(found, len(out)), indices, offsets, None)
-            bad = self.bad_rows(np.unique(index))
-            restored = self.restore(bad)
-            left = sorted(set(bad) - set(restored))
-            return f"rows {restored}" if restored else "", f"rows {left}, {self._no_source()}" if left else ""
-
-        recovery.handle(operator, found, settings.on_error, recompute, heal)
+        return consume([batch], compute, settings, "EmbeddingBag")
 
 
 def _checked(rows: Array, bits: int, layout: str, dim: int | None) -> tuple[Array, layouts.Geometry]:
@@ -537,10 +402,3 @@ def _checked(rows: Array, bits: int, layout: str, dim: int | None) -> tuple[Arra
     if not len(rows):
         raise ValueError(f"rows: got shape {rows.shape}, expected at least one row")
     return rows, at
-
-
-def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:
-    # an output that isn't where it was stored may have hit another bag's
-    if len(found) >= MAX_FINDINGS or any(row < 0 or kind == recovery.OUTPUT for row, kind, _, _ in found):
-        return np.arange(count)
-    return np.unique([row for row, _, _, _ in found])

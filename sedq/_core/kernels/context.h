@@ -124,6 +124,9 @@ typedef void (*sedq_bag_fn)(const sedq_table *t, const void *indices, int index_
 /* out[i] = digest of row first + i, from what is stored but the digest, for i < n. */
 typedef void (*sedq_digests_fn)(const sedq_table *t, int64_t first, int64_t n, uint64_t *out);
 
+/* Number of the first of n rows from `first` on that doesn't fit its digest, or -1. */
+typedef int64_t (*sedq_scan_fn)(const sedq_table *t, int64_t first, int64_t n);
+
 /* Position of the first of n indices outside [0, rows), or -1. */
 typedef int64_t (*sedq_range_fn)(const void *indices, int index_bytes, int64_t n, int64_t rows);
 
@@ -147,6 +150,7 @@ typedef struct sedq_context {
     sedq_sum_fn sum_u8, sum_words;
     sedq_bag_fn bag[SEDQ_FORMATS];
     sedq_digests_fn digests;
+    sedq_scan_fn scan;
     sedq_range_fn range;
     sedq_quantize_fn quantize;
     sedq_dots_fn dots;
@@ -166,6 +170,7 @@ void SEDQ_INIT(dense_reference)(sedq_context *);
 void SEDQ_INIT(gemm_avx2)(sedq_context *);
 void SEDQ_INIT(epilogue_avx2)(sedq_context *);
 void SEDQ_INIT(embedding_avx2)(sedq_context *);
+void SEDQ_INIT(scan_avx2)(sedq_context *);
 void SEDQ_INIT(dense_avx2)(sedq_context *);
 void SEDQ_INIT(gemm_avxvnni)(sedq_context *);
 void SEDQ_INIT(gemm_avx512vnni)(sedq_context *);

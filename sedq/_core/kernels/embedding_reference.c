@@ -87,6 +87,14 @@ static void digests(const sedq_table *t, int64_t first, int64_t n, uint64_t *out
         out[i] = sedq_row_digest(t, first + i);
 }
 
+static int64_t scan(const sedq_table *t, int64_t first, int64_t n)
+{
+    for (int64_t row = first; row < first + n; row++)
+        if (sedq_row_digest(t, row) != sedq_stored_digest(t, row))
+            return row;
+    return -1;
+}
+
 static int64_t range(const void *indices, int index_bytes, int64_t n, int64_t rows)
 {
     for (int64_t i = 0; i < n; i++)
@@ -100,5 +108,6 @@ void SEDQ_INIT(embedding_reference)(sedq_context *c)
     for (int format = 0; format < SEDQ_FORMATS; format++)
         c->bag[format] = bag;
     c->digests = digests;
+    c->scan = scan;
     c->range = range;
 }

@@ -25,6 +25,7 @@ static void init_avx2(sedq_context *c)
     SEDQ_INIT(gemm_avx2)(c);
     SEDQ_INIT(epilogue_avx2)(c);
     SEDQ_INIT(embedding_avx2)(c);
+    SEDQ_INIT(scan_avx2)(c);
     SEDQ_INIT(dense_avx2)(c);
 }
 #else
@@ -55,6 +56,9 @@ static void init_avx512vnni(sedq_context *c)
     AVX2_BAGS(c);
     SEDQ_INIT(gemm_avx512vnni)(c);
     SEDQ_INIT(embedding_avx512vnni)(c);
+#ifdef SEDQ_BUILD_AVX2
+    SEDQ_INIT(scan_avx2)(c); /* what has AVX-512 has AVX2, and memory is no faster */
+#endif
     SEDQ_INIT(dense_avx512vnni)(c);
 }
 #else

@@ -1,0 +1,6 @@
+from typing import Any
+
+from numpy.typing import NDArray
+
+def row_syndromes(rows: NDArray[Any], length: int, out: NDArray[Any]) -> None: ...
+def index_sums(values: NDArray[Any]) -> tuple[int, int]: ...

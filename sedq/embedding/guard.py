@@ -1,0 +1,83 @@
+"""Readers and writers of one table.
+
+Readers take no lock. A writer holds the lock and makes the version odd while it writes; a reader whose run overlapped a
+write (the version changed, or was odd) reads again, so that no row half old and half new is ever returned or taken for an
+error.
+After some such runs it takes the lock itself, so that a stream of updates can't hold it up for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+__all__ = ["Guard"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+ATTEMPTS = 3
+
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+class Guard:
+    """A sequence counter (as in a seqlock) with a lock for its writers; repairs count as writes.
+
+    Attributes
+    ----------
+    version : int
+        Odd while a writer writes.
+    """
+
+    __slots__ = ("__weakref__", "_lock", "version")
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._lock = threading.RLock()
+        _guards.add(self)
+
+    def reset(self) -> None:
+        """Forget whoever held the lock: in a forked child that thread does not exist."""
+        self.version, self._lock = 0, threading.RLock()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other writers out, without writing: what is read inside does not change."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write inside; what readers read meanwhile they read again."""
+        with self._lock:
+            outermost = self.version % 2 == 0
+            self.version += outermost
+            try:
+                yield
+            finally:
+                self.version += outermost
+
+    def read(self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """Return what a function returns that reads the table and may be called again."""
+        for _ in range(ATTEMPTS):
+            before = self.version
+            if before % 2:
+                break
+            result = function(*args, **kwargs)
+            if self.version == before:
+                return result
+        with self._lock:
+            return function(*args, **kwargs)
+
+
+def _after_fork() -> None:
+    for guard in list(_guards):
+        guard.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,303 @@
+"""A table at rest: looked over, restored, changed.
+
+What writes a row holds the guard; who reads one meanwhile reads it again. See `sedq.embedding.guard`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sedq import _config, _validation, recovery
+from sedq._core import _rows
+from sedq.embedding import layouts
+from sedq.embedding.guard import Guard
+from sedq.embedding.repair import Redundancy, Repairs
+from sedq.embedding.sources import Source
+from sedq.exceptions import ModelFileError, SoftErrorDetected
+
+__all__ = ["Maintained", "ScrubReport"]
+
+Array = NDArray[Any]
+SCRUBBED = 2**16  # rows looked over between two looks at whether a writer came by
+UPDATED = 1024  # rows written while readers wait
+
+
+@dataclass(frozen=True)
+class ScrubReport:
+    """What `EmbeddingBag.scrub` found.
+
+    Attributes
+    ----------
+    start, stop : int
+        The rows looked over.
+    next : int
+        Where to go on: `stop`, or 0 at the end of the table.
+    found : list of int
+        Rows that didn't fit their digests.
+    corrected, rebuilt, reloaded : list of int
+        Those restored: one wrong byte located, from parity, from the source.
+    left : list of int
+        Those still corrupted.
+    stale : list of str
+        Parity rows and locating sums that were wrong themselves, and made again unless `repair` was off;
+        empty unless `redundancy` was asked for.
+    """
+
+    start: int
+    stop: int
+    next: int
+    found: list[int]
+    corrected: list[int]
+    rebuilt: list[int]
+    reloaded: list[int]
+    left: list[int]
+    stale: list[str]
+
+    def __bool__(self) -> bool:
+        """Whether anything was found."""
+        return bool(self.found or self.stale)
+
+
+class Maintained:
+    """The half of an EmbeddingBag that looks after its rows."""
+
+    shape: tuple[int, int]
+    bits: int
+    _layout: str
+    _table: _rows.Table
+    _source: Source | None
+    _guard: Guard
+    _redundancy: Redundancy
+    _updated: Array | None  # rows that the source doesn't know, one flag each
+
+    def _maintain(self, source: Source | None, locate: bool, parity: int | None) -> None:
+        _validation.boolean("locate", locate)
+        if parity is not None:
+            _validation.integer("parity", parity, 1, 2**31)
+        self._source, self._updated = source, None
+        self._guard = Guard()
+        self._redundancy = Redundancy(self._table, locate=locate, parity=parity)
+
+    @property
+    def version(self) -> int:
+        """Changes with every write to the rows, repairs included; odd while one is going on."""
+        return self._guard.version
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory: rows with their digests, locating sums and parity rows; without a source that is kept."""
+        sidecar = 0 if self._table.sidecar is None else self._table.sidecar.nbytes
+        return int(self._table.rows.nbytes) + sidecar + self._redundancy.nbytes
+
+    def bad_rows(self, rows: ArrayLike | None = None) -> list[int]:
+        """Return the numbers of rows, of those given or of all, that don't fit their digests.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> bag = sedq.EmbeddingBag.from_float(np.ones((3, 4), dtype=np.float32))
+        >>> bag.bad_rows()
+        []
+        """
+        return self._guard.read(self._redundancy.bad, self._row_numbers(rows))
+
+    def _row_numbers(self, rows: ArrayLike | None) -> Array:
+        """Return the row numbers given, or all, as int64."""
+        if rows is None:
+            return np.arange(self.shape[0])
+        numbers = _validation.integers("rows", rows, (0, 1, 2)).reshape(-1).astype(np.int64)
+        for number in numbers[(numbers < 0) | (numbers >= self.shape[0])]:
+            raise IndexError(f"rows: got {number}, expected 0 to {self.shape[0] - 1}")
+        return numbers
+
+    def restore(self, rows: ArrayLike) -> list[int]:
+        """Reload rows from the source, where one is kept, and return those whose digests then fit.
+
+        Parameters
+        ----------
+        rows : array_like of int
+            Row numbers.
+
+        Returns
+        -------
+        list of int
+            Rows restored; empty without a source. Rows that `update_rows` has changed are not in it.
+        """
+        numbers = self._row_numbers(rows)
+        with self._guard.writing():
+            return self._reload(numbers.tolist())
+
+    def _reload(self, rows: list[int]) -> list[int]:
+        if self._updated is not None:
+            rows = [number for number in rows if not self._updated[number]]
+        if self._source is None or not self._table.own or not rows:
+            return []
+        try:
+            originals = self._source(np.array(rows))
+        except (OSError, ModelFileError, IndexError):  # the source is gone, or not what it was
+            return []
+        if originals.shape[1:] != (self._geometry().width,):
+            return []
+        restored = []
+        for number, fused in zip(rows, originals, strict=True):
+            row, stored = self._sealed(number, fused), self._table.rows[number]
+            # a source may have changed, or been struck too: it must agree with the digest, or with all but the digest
+            if np.array_equal(row[-8:], stored[-8:]) or np.array_equal(row[:-8], stored[:-8]):
+                stored[...] = row
+                restored.append(number)
+        return restored
+
+    def _geometry(self) -> layouts.Geometry:
+        return layouts.geometry(self._layout, self.bits, self.shape[1])
+
+    def _sealed(self, number: int, fused: Array) -> Array:
+        """Return a row of ours from a fused one of the bag's layout."""
+        row: Array = layouts.add_digests(fused[None], self.shape[1], number, bits=self.bits, layout=self._layout)[0]
+        return row
+
+    def _mend(self, bad: list[int]) -> Repairs:
+        """Restore bad rows by whatever there is."""
+        if not bad:
+            return Repairs()
+        with self._guard.writing():
+            done = self._redundancy.mend(bad, self._reload)
+        recovery.count_repairs(done.counts())
+        return done
+
+    def require_intact(self) -> None:
+        """Restore corrupted rows, or raise SoftErrorDetected naming them."""
+        with self._guard.exclusive():
+            done = self._mend(self.bad_rows())
+        if done.left:
+            raise SoftErrorDetected(f"{self!r}: {done.why_left()} are corrupted and {self._no_source()}")
+
+    def _no_source(self) -> str:
+        if self._source is None:
+            return "there is no source to reload them from"
+        return f"could not be reloaded from {self._source!r}"
+
+    def scrub(
+        self, start: int = 0, rows: int | None = None, *, repair: bool = True, redundancy: bool = False
+    ) -> ScrubReport:
+        """Compare rows with their digests, and restore those that don't fit.
+
+        Rows that nobody asks for rot unseen: go through a table now and then, some rows at a time. Calls go on meanwhile.
+
+        Parameters
+        ----------
+        start : int, default 0
+            First row.
+        rows : int, optional
+            How many rows; to the end of the table by default, and never beyond it.
+        repair : bool, default True
+            Restore what is corrupted; otherwise nothing is written.
+        redundancy : bool, default False
+            Also compare the locating sums of these rows, and the parity of as large a part of the groups, which takes
+            several times as long.
+
+        Returns
+        -------
+        ScrubReport
+            Its attribute `next` is where to go on.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> bag = sedq.EmbeddingBag.from_float(np.ones((1000, 4), dtype=np.float32), parity=100)
+        >>> sedq.faults.flip_row_bit(bag, 600, 5)
+        >>> bag.scrub(0, 500).found
+        []
+        >>> report = bag.scrub(500, 500)
+        >>> report.found, report.rebuilt, report.next
+        ([600], [600], 0)
+        """
+        first = _validation.integer("start", start, 0, self.shape[0] - 1)
+        count = self.shape[0] - first
+        if rows is not None:
+            count = min(count, _validation.integer("rows", rows, 1, 2**62))
+        _validation.boolean("repair", repair)
+        found, done, stale = [], Repairs(), []
+        for at in range(first, first + count, SCRUBBED):
+            stop = min(at + SCRUBBED, first + count)
+            bad = self._guard.read(_rows.bad_in_range, self._table, at, stop - at, _config.get_config().kernels)
+            if bad:
+                with self._guard.exclusive():
+                    bad = self._redundancy.bad(np.array(bad))  # as they are now
+                    found += bad
+                    done += self._mend(bad) if repair else Repairs(left=bad)
+            if _validation.boolean("redundancy", redundancy):
+                with self._guard.writing():
+                    stale += self._redundancy.refresh(at, stop, repair=repair)
+        stop = first + count
+        return ScrubReport(
+            first, stop, stop % self.shape[0], found, done.corrected, done.rebuilt, done.reloaded, done.left, stale
+        )
+
+    def update_rows(self, indices: ArrayLike, values: ArrayLike) -> None:
+        """Give rows new values, while other threads read.
+
+        Rows are written 1024 at a time with their digests, locating sums and parity. A call that ran meanwhile is computed
+        again, so that it sees each row as it was or as it is, whatever its level of checking.
+
+        Parameters
+        ----------
+        indices : array_like of int32 or int64, (k,)
+            Row numbers, each once.
+        values : array_like of float32, (k, d), or ndarray of uint8, (k, bytes)
+            Values to be quantised, or fused rows in the layout of the table.
+
+        Raises
+        ------
+        IndexError
+            For a row number out of range.
+        ValueError
+            For a number that occurs twice, NaN or infinities, another shape or dtype, or a table that is read-only. Nothing
+            is written then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> bag = sedq.EmbeddingBag.from_float(np.zeros((3, 4), dtype=np.float32))
+        >>> bag.update_rows([1], np.ones((1, 4), dtype=np.float32))
+        >>> bag([[0, 1]])
+        array([[1., 1., 1., 1.]], dtype=float32)
+        """
+        numbers = self._row_numbers(_validation.integers("indices", indices, (1,)))
+        if len(np.unique(numbers)) < len(numbers):
+            raise ValueError("indices: got a row more than once, expected each once")
+        if not self._table.own:
+            raise ValueError("bag: got a table that is only read, expected one of rows of its own")
+        rows = self._new_rows(values, numbers)
+        if self._updated is None and self._source is not None:
+            self._updated = np.zeros(self.shape[0], np.bool_)
+        for first in range(0, len(numbers), UPDATED):
+            with self._guard.writing():
+                for number, row in zip(
+                    numbers[first : first + UPDATED].tolist(), rows[first : first + UPDATED], strict=True
+                ):
+                    self._redundancy.update(number, row)
+                    if self._updated is not None:
+                        self._updated[number] = True
+
+    def _new_rows(self, values: ArrayLike, numbers: Array) -> Array:
+        """Return new values as rows of ours, whose digests are those of the rows they will be."""
+        layout = "torch"
+        if isinstance(values, np.ndarray) and values.dtype == np.uint8:
+            layout = self._layout
+            fused, _ = layouts.fused_geometry(values, self.bits, layout, self.shape[1])
+        else:
+            floats = _validation.finite_array("values", values, (len(numbers), self.shape[1]))
+            fused = layouts.quantize_rows(floats, self.bits) if len(floats) else floats.view(np.uint8)
+        if len(fused) != len(numbers):
+            raise ValueError(f"values: got {len(fused)} rows, expected one per index, {len(numbers)}")
+        rows = layouts.add_digests(fused, self.shape[1], bits=self.bits, layout=layout)
+        made = _rows.Table(rows, self.shape[1], self.bits)
+        made.digests[...] += numbers.astype(np.uint64) - np.arange(len(numbers), dtype=np.uint64)
+        return rows

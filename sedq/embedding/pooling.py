@@ -1,0 +1,216 @@
+"""A call of a bag: compiled loops pool and verify, and what they find wrong is dealt with here.
+
+`_core._embedding.pool` -> nothing found: done. Else the bags in doubt are computed again by the reference path; if that still
+disagrees, their rows are restored (`Maintained`) and they are computed once more. `recovery.handle` has the order of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sedq import _config, recovery
+from sedq._core import _dispatch, _embedding
+from sedq.embedding import requests
+from sedq.embedding.maintenance import Maintained
+from sedq.exceptions import SoftErrorDetected
+
+__all__ = ["Call", "Pooling", "level_of", "stats_for"]
+
+Array = NDArray[Any]
+
+LEVELS = {
+    "off": 0,
+    "digest": _embedding.CHECK_DIGEST,
+    "threshold": _embedding.CHECK_SUM,
+    "exact": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM,
+    "full": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM | _embedding.CHECK_TWICE,
+}
+MAX_FINDINGS = 64
+
+
+class Call(NamedTuple):
+    """What a call pools, and how it is checked."""
+
+    indices: Array
+    offsets: Array
+    weights: Array | None
+    lengths: Array | None
+    level: int
+    limit: requests.Limit
+
+
+class Pooling(Maintained):
+    """The half of an EmbeddingBag that pools rows and recovers."""
+
+    mode: str
+    _pruning: requests.Pruning | None
+
+    def pool(
+        self,
+        indices: Array,
+        offsets: Array,
+        weights: Array | None,
+        out: Array,
+        settings: _config.Settings,
+        *,
+        operator: str = "EmbeddingBag",
+        threshold: Any = "bound",
+        y_sums: Array | None = None,
+    ) -> None:
+        """Pool into `out`, whose rows may lie apart, as the settings say; offsets include the last. For models."""
+        level = level_of(settings)
+        limit = requests.limit(threshold, self)
+        stats = stats_for(limit, level, len(out))
+        lengths = None
+        if self._pruning is not None:
+            indices, offsets, weights, lengths = self._pruned(indices, offsets, weights, operator)
+        found = self._guard.read(
+            _embedding.pool,
+            settings.kernels,
+            self._table,
+            indices,
+            offsets,
+            weights,
+            out,
+            level,
+            limit.kind,
+            limit.value,
+            self.mode == "mean",
+            settings.num_threads or 0,
+            y_sums,
+            lengths,
+            stats,
+            limit.growth,
+        )
+        if level:
+            recovery.count_checks(operator, len(out))
+        if found is not None or self._redundancy.overlay:
+            self.deal_with(found, Call(indices, offsets, weights, lengths, level, limit), out, y_sums, settings, operator)
+        if stats is not None:
+            threshold.watch(self, offsets, weights, stats)
+
+    @property
+    def asks_apart(self) -> bool:
+        """Whether a call does more than pooling rows as they are stored."""
+        return self._pruning is not None or bool(self._redundancy.overlay)
+
+    def _pruned(
+        self, indices: Array, offsets: Array, weights: Array | None, operator: str
+    ) -> tuple[Array, Array, Array | None, Array]:
+        """Leave out what contributes nothing."""
+        assert self._pruning is not None
+        try:
+            return self._pruning.apply(indices, offsets, weights)
+        except requests.CorruptMapping as error:
+            found = [(-1, recovery.INPUT, 0.0, 0.0)]
+            events = recovery.conclude(operator, found, _dispatch.current_cpu(), "raise", "memory", str(error))
+            raise SoftErrorDetected(recovery.summary(events), events) from None
+
+    def deal_with(
+        self,
+        found: list[recovery.Finding] | None,
+        call: Call,
+        out: Array,
+        y_sums: Array | None,
+        settings: _config.Settings,
+        operator: str,
+    ) -> None:
+        """Put rows of the overlay in place, and recover from what was found, while nobody else writes."""
+        with self._guard.exclusive():
+            found = self._overlaid(found, call, out, y_sums) if self._redundancy.overlay else found
+            if found:
+                self._recover(found, call, out, y_sums, settings, operator)
+
+    def _recover(
+        self,
+        found: list[recovery.Finding],
+        call: Call,
+        out: Array,
+        y_sums: Array | None,
+        settings: _config.Settings,
+        operator: str,
+    ) -> None:
+        """Deal with what `pool` found."""
+
+        def recompute() -> list[recovery.Finding] | None:
+            numbers = _bags_in_doubt(found, len(out))
+            remaining, again, sums = self._compute_again(numbers, call)
+            if remaining is None:
+                _store(numbers, again, sums, out, y_sums)
+            return remaining
+
+        overflows = np.unique([bag for bag, kind, _, _ in found if kind == _embedding.FOUND_OVERFLOW])
+        if overflows.size:
+            self._compute_again(overflows, call)  # raises if they overflow without a fault too: an error of the input
+            found = [(b, recovery.SUM if k == _embedding.FOUND_OVERFLOW else k, r, at) for b, k, r, at in found]
+
+        def heal() -> tuple[str, str]:
+            index, _, _ = requests.select(_bags_in_doubt(found, len(out)), call.indices, call.offsets, None)
+            done = self._mend(self.bad_rows(np.unique(index)))
+            return str(done), f"{done.why_left()}, {self._no_source()}" if done.left else ""
+
+        recovery.handle(operator, found, settings.on_error, recompute, heal)
+
+    def _overlaid(
+        self, found: list[recovery.Finding] | None, call: Call, out: Array, y_sums: Array | None
+    ) -> list[recovery.Finding]:
+        """Compute the bags that have overlaid rows, which the kernel read as they are stored; what is left to deal with."""
+        places = np.flatnonzero(np.isin(call.indices, list(self._redundancy.overlay)))
+        numbers = np.unique(np.searchsorted(call.offsets, places, side="right") - 1)
+        if found is not None and len(found) >= MAX_FINDINGS:  # which others were wrong as well is not known
+            numbers = np.arange(len(out))
+        if not numbers.size:
+            return found or []
+        remaining, again, sums = self._compute_again(numbers, call)
+        _store(numbers, again, sums, out, y_sums)
+        elsewhere = [finding for finding in found or () if finding[0] not in set(numbers.tolist())]
+        return elsewhere + [
+            (int(numbers[bag]), kind, r, at) if bag >= 0 else (bag, kind, r, at) for bag, kind, r, at in remaining or ()
+        ]
+
+    def _compute_again(self, numbers: Array, call: Call) -> tuple[list[recovery.Finding] | None, Array, Array]:
+        """Pool bags by the reference path, rows of the overlay in place: findings, outputs, their sums."""
+        index, starts, factors = requests.select(numbers, call.indices, call.offsets, call.weights)
+        table, index = self._redundancy.readable(index)
+        again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.empty(len(numbers), np.uint32)
+        reference, counts = _dispatch.get("reference"), None if call.lengths is None else call.lengths[numbers]
+        limit = call.limit
+        if limit.kind == _embedding.LIMIT_GROWTH:
+            # rounding is the same on every path, so that a false alarm would come again: the second look is at the bound
+            limit = requests.Limit(_embedding.LIMIT_BOUND)
+        how = (call.level, limit.kind, limit.value, self.mode == "mean", 1)
+        remaining = _embedding.pool(reference, table, index, starts, factors, again, *how, sums, counts)
+        if remaining and all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in remaining):
+            bag = numbers[remaining[0][0]]
+            raise ValueError(f"bag {bag}: its sums overflow float32, expected smaller weights or values")
+        return remaining, again, sums
+
+
+def level_of(settings: _config.Settings) -> int:
+    """Return what the kernels are to check."""
+    level = LEVELS.get(settings.check)
+    if level is None:
+        raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, LEVELS))} here")
+    return level
+
+
+def stats_for(limit: requests.Limit, level: int, count: int) -> Array | None:
+    """Return where residuals, references and magnitudes of bags go, if a calibration watches them."""
+    watched = limit.kind == _embedding.LIMIT_GROWTH and level & _embedding.CHECK_SUM
+    return np.empty((count, 3)) if watched else None
+
+
+def _store(numbers: Array, again: Array, sums: Array, out: Array, y_sums: Array | None) -> None:
+    out[numbers] = again
+    if y_sums is not None:
+        y_sums[numbers] = sums
+
+
+def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:
+    # an output that isn't where it was stored may have hit another bag's
+    if len(found) >= MAX_FINDINGS or any(row < 0 or kind == recovery.OUTPUT for row, kind, _, _ in found):
+        return np.arange(count)
+    return np.unique([row for row, _, _, _ in found])

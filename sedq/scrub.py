@@ -1,0 +1,278 @@
+"""Tables and models at rest in files: protect, look over, mend.
+
+::
+
+    table.npy            fused rows of any layout, as another library wrote them: mapped, never copied
+    table.npy.sedq       its companion, made by `protect_file`: digests, locating sums, parity
+
+A model file (`sedq.DLRM.save`) has a SHA-256 for each of its arrays; it is looked over, but holds nothing to be mended from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sedq import _validation, model_file
+from sedq._core import _rows
+from sedq._files import replacing
+from sedq.embedding import layouts
+from sedq.embedding.bag import EmbeddingBag
+from sedq.embedding.parity import Parity
+from sedq.embedding.repair import Locator
+from sedq.exceptions import ModelFileError
+
+__all__ = ["FileReport", "open_table", "protect_file", "scrub_file"]
+
+Array = NDArray[Any]
+Progress = Callable[[int, int], object]
+SUFFIX = ".sedq"
+FORMAT, VERSION = "sedq-table", 1
+PARTS = ("sidecar", "syndromes", "parity", "parity_crc")
+CHUNK = 2**18  # rows between two reports of progress
+
+
+@dataclass
+class FileReport:
+    """What `scrub_file` found.
+
+    Attributes
+    ----------
+    path : str
+    kind : {"model", "table"}
+    checked : int
+        Arrays of a model, rows of a table.
+    found, repaired, left : list of str
+        What was corrupted, what of it was mended, and what was not.
+    """
+
+    path: str
+    kind: str
+    checked: int = 0
+    found: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        what = f"{self.path}: {self.checked} {'rows' if self.kind == 'table' else 'arrays'} compared"
+        if not self.found:
+            return f"{what}, all intact"
+        lines = [f"{what}, {len(self.found)} corrupted"]
+        for how, names in (("repaired", self.repaired), ("left corrupted", self.left)):
+            if names:
+                more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+                lines.append(f"  {how}: {', '.join(names[:10])}{more}")
+        return "\n".join(lines)
+
+
+def protect_file(
+    path: str | os.PathLike[str],
+    *,
+    bits: int = 8,
+    layout: str = "torch",
+    dim: int | None = None,
+    parity: int = 64,
+    progress: Progress | None = None,
+) -> Path:
+    """Make the companion of a table file: digests, locating sums and parity rows, in one pass over it.
+
+    Parameters
+    ----------
+    path : path-like
+        A file that ``numpy.save`` wrote: fused rows, uint8 (rows, bytes), or float16 or float32 rows. It may be larger than
+        memory.
+    bits, layout, dim
+        As for `EmbeddingBag.view_fused`.
+    parity : int, default 64
+        Rows of a parity group.
+    progress : callable, optional
+        Called as ``progress(done, rows)``.
+
+    Returns
+    -------
+    Path
+        The companion, ``path`` with ``.sedq`` appended; replaced if it exists.
+
+    Raises
+    ------
+    ValueError
+        For a file that holds no such rows.
+    OSError
+        If a file can't be read or written.
+    """
+    target = Path(os.fspath(path) + SUFFIX)
+    rows = _mapped(path)
+    bag = EmbeddingBag.view_fused(rows, bits=bits, layout=layout, dim=dim, locate=True, parity=parity, progress=progress)
+    header = {"format": FORMAT, "version": VERSION, "bits": bits, "layout": layout, "dim": bag.shape[1], "parity": parity}
+    header["shape"], header["dtype"] = list(rows.shape), rows.dtype.str
+    _write(target, header, _parts(bag))
+    return target
+
+
+def _mapped(path: str | os.PathLike[str], mode: Any = "r") -> Array:
+    """Map the rows of a table file."""
+    try:
+        rows = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)}: not a table, or a truncated one ({error})") from None
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2:
+        raise ValueError(f"{os.fspath(path)}: got {_validation.describe(rows)}, expected rows, a two-dimensional array")
+    return rows
+
+
+def _write(target: Path, header: dict[str, Any], arrays: dict[str, Any]) -> None:
+    text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
+    with replacing(target) as stream:
+        np.savez(stream, header=text, **arrays)
+
+
+def _companion(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Read the companion of a table file; the archive has a CRC-32 for each part of it."""
+    name = os.fspath(path) + SUFFIX
+    with open(name, "rb") as stream:
+        try:
+            file = np.load(stream, allow_pickle=False)
+            header = json.loads(file["header"].tobytes())
+            arrays = {part: file[part] for part in PARTS}
+        except Exception as error:  # a damaged file makes zipfile raise nearly anything
+            raise ModelFileError(f"{name}: not the companion of a table, or a damaged one ({error})") from None
+    if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+        got = f"got {header.get('format')!r} version {header.get('version')!r}"
+        raise ModelFileError(f"{name}: {got}, expected {FORMAT!r} version {VERSION}")
+    return header, arrays
+
+
+def open_table(path: str | os.PathLike[str], *, mode: Literal["sum", "mean"] = "sum") -> EmbeddingBag:
+    """Map a table file that `protect_file` made a companion for; nothing is read but the companion.
+
+    Parameters
+    ----------
+    path : path-like
+        The table, not its companion.
+    mode : {"sum", "mean"}, default "sum"
+        How a bag is pooled.
+
+    Returns
+    -------
+    EmbeddingBag
+        Corrupted rows are restored in memory; the file stays as it is.
+
+    Raises
+    ------
+    ModelFileError
+        For a companion that is damaged or made for another table.
+    OSError
+        If a file can't be read.
+    """
+    rows = _mapped(path)
+    header, arrays = _companion(path)
+    if header["shape"] != list(rows.shape) or header["dtype"] != rows.dtype.str:
+        raise ModelFileError(f"{os.fspath(path)}{SUFFIX}: made for rows of shape {header['shape']}, not {rows.shape}")
+    raw, at = layouts.fused_geometry(rows, header["bits"], header["layout"], header["dim"])
+    beside, half = arrays["sidecar"], bool(at.half)
+    table = _rows.Table(raw, at.dim, at.bits, sidecar=beside, codes_at=at.codes_at, params_at=at.params_at, half=half)
+    bag = EmbeddingBag(table, mode, layout=header["layout"])
+    bag._redundancy.locator = Locator(raw, raw.shape[1], arrays["syndromes"])
+    bag._redundancy.parity = Parity(raw, header["parity"], (arrays["parity"], arrays["parity_crc"]))
+    return bag
+
+
+def scrub_file(path: str | os.PathLike[str], *, repair: bool = False, progress: Progress | None = None) -> FileReport:
+    """Compare everything in a model or table file with its digests.
+
+    Parameters
+    ----------
+    path : path-like
+        A model, or a table with a companion.
+    repair : bool, default False
+        Write restored rows into the table file, and restored digests into its companion. Rows are written in place, as a
+        table may be too large to copy: keep other writers away.
+    progress : callable, optional
+        Called as ``progress(done, total)``.
+
+    Returns
+    -------
+    FileReport
+
+    Raises
+    ------
+    ModelFileError
+        For a file whose own header or companion is damaged, so that nothing can be compared.
+    ValueError
+        For a file that is neither.
+    OSError
+        If a file can't be read or written.
+    """
+    name = os.fspath(path)
+    if not os.path.exists(name + SUFFIX):
+        with open(name, "rb") as stream:
+            magic = stream.read(6)
+        if magic == b"\x93NUMPY":
+            raise ValueError(f"{name}: got a table without a companion, expected {name}{SUFFIX} as protect_file makes it")
+        return _scrub_model(name, repair, progress)
+    return _scrub_table(name, repair, progress)
+
+
+def _scrub_model(name: str, repair: bool, progress: Progress | None) -> FileReport:
+    report = FileReport(name, "model")
+    if repair:
+        raise ValueError(f"{name}: got repair for a model file, which holds nothing to be mended from; expected a table")
+    for done, (part, intact, total) in enumerate(model_file.compare(name), 1):
+        report.checked += 1
+        if not intact:
+            report.found.append(part)
+            report.left.append(part)
+        if progress is not None:
+            progress(done, total)
+    return report
+
+
+def _scrub_table(name: str, repair: bool, progress: Progress | None) -> FileReport:
+    bag = open_table(name)
+    report = FileReport(name, "table", checked=bag.shape[0])
+    before = {name: part.copy() for name, part in _parts(bag).items()}
+    at, more = 0, True
+    while more:
+        part = bag.scrub(at, CHUNK, repair=repair, redundancy=True)
+        report.found += [*(f"row {row}" for row in part.found), *part.stale]
+        report.left += [f"row {row}" for row in part.left]
+        report.repaired += [f"row {row}" for row in (*part.corrected, *part.rebuilt)]
+        (report.repaired if repair else report.left).extend(part.stale)
+        at, more = part.next, part.next > 0
+        if progress is not None:
+            progress(part.stop, bag.shape[0])
+    if repair:
+        _write_rows(name, bag)
+        if any(not np.array_equal(before[part], now) for part, now in _parts(bag).items()):
+            header, _ = _companion(name)
+            _write(Path(name + SUFFIX), header, _parts(bag))
+    return report
+
+
+def _write_rows(name: str, bag: EmbeddingBag) -> None:
+    """Write the overlay of a table into its file."""
+    overlay = bag._redundancy.overlay
+    if not overlay:
+        return
+    rows = _mapped(name, "r+")
+    assert isinstance(rows, np.memmap)
+    for number, row in overlay.items():
+        rows[number] = row.view(rows.dtype)
+    rows.flush()
+
+
+def _parts(bag: EmbeddingBag) -> dict[str, Array]:
+    """Return what a companion keeps of a table."""
+    kept = bag._redundancy
+    assert kept.locator is not None
+    assert kept.parity is not None
+    assert bag._table.sidecar is not None
+    made = (bag._table.sidecar, kept.locator.syndromes, kept.parity.rows, kept.parity.crc)
+    return dict(zip(PARTS, made, strict=True))
