@@ -6,13 +6,13 @@ Each is optional: what is not installed is left out. They need ``pip install tor
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["X_SCALE", "X_ZERO", "Y_SCALE", "Y_ZERO", "bag_peers", "linear_peers"]
+__all__ = ["X_SCALE", "X_ZERO", "Y_SCALE", "Y_ZERO", "bag_peers", "linear_peers", "tables_peer"]
 
 Array = NDArray[Any]
 Call = Callable[[], Any]
@@ -140,24 +140,28 @@ def _torch_bag(codes: Array, params: Array, bits: int, threads: int) -> tuple[Ba
 
 
 def _tbe_bag(codes: Array, params: Array, bits: int, threads: int) -> tuple[BagCall, Callable[[Any], Array]]:
+    return tables_peer([(codes, params)], bits, threads)
+
+
+def tables_peer(tables: Sequence[tuple[Array, Array]], bits: int, threads: int) -> tuple[BagCall, Callable[[Any], Array]]:
+    """Return a call of FBGEMM's table-batched bags over several tables, as `bag_peers` takes one; ImportError without it."""
     torch = _torch(threads)
     import fbgemm_gpu  # noqa: F401 - registers the operators
     from fbgemm_gpu.split_embedding_configs import SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
     from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 
-    dim = codes.shape[1] * 8 // bits
     kind = SparseType.INT8 if bits == 8 else SparseType.INT4
     bags = IntNBitTableBatchedEmbeddingBagsCodegen(
-        [("table", len(codes), dim, kind, EmbeddingLocation.HOST)],
+        [("table", len(codes), codes.shape[1] * 8 // bits, kind, EmbeddingLocation.HOST) for codes, _ in tables],
         device="cpu",
         pooling_mode=PoolingMode.SUM,
         output_dtype=SparseType.FP32,
     )
     bags.initialize_weights()
-    ((rows, _),) = bags.split_embedding_weights(split_scale_shifts=False)
-    rows[:, :4] = torch.from_numpy(params.view(np.uint8))
-    rows[:, 4 : 4 + codes.shape[1]] = torch.from_numpy(codes)
+    for (codes, params), (rows, _) in zip(tables, bags.split_embedding_weights(split_scale_shifts=False), strict=True):
+        rows[:, :4] = torch.from_numpy(params.view(np.uint8))
+        rows[:, 4 : 4 + codes.shape[1]] = torch.from_numpy(codes)
 
     def call(indices: Array, offsets: Array, weights: Array | None) -> Any:
         factors = None if weights is None else torch.from_numpy(weights)
