@@ -58,7 +58,7 @@ class Locator:
         """Return the row with its one wrong byte put right; None if more is wrong.
 
         A byte j that is off by e changes the weighted sum by (j + 1) e: the divisors of the change are the candidates, and
-        the CRC-32, which differs for any two of them, confirms one.
+        the CRC-32 confirms one.
         """
         weighted, crc = self.syndromes[number].tolist()
         now = np.empty((1, 2), np.uint32)
