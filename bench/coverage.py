@@ -185,12 +185,24 @@ def bag_targets() -> Iterator[Target]:
     yield Target("scale or bias of a row, one bit", call, params, "threshold")
     yield Target("a row in another's place", call, wrong_row, "threshold")
 
-    def request(rng: np.random.Generator) -> Fault:
-        at = indices.reshape(-1)[int(rng.integers(indices.size)) :][:1]
-        flip = 1 << int(rng.integers(4))  # 48 rows: stays in range
-        return lambda: changed(at, at ^ flip)
+    def index_of(request: np.ndarray) -> Callable[[np.random.Generator], Fault]:
+        """One bit of an index of a request."""
 
-    yield Target("index before the call, one bit, in range", call, request, "threshold")
+        def draw(rng: np.random.Generator) -> Fault:
+            at = request.reshape(-1)[int(rng.integers(request.size)) :][:1]
+            flip = 1 << int(rng.integers(4))  # 48 rows: stays in range
+            return lambda: changed(at, at ^ flip)
+
+        return draw
+
+    yield Target("index before the call, one bit, in range", call, index_of(indices), "threshold")
+    batch = sedq.IndexBatch(indices.copy(), None, weights)
+    yield Target(
+        "the same, the request an `IndexBatch`",
+        lambda check: bag(batch, check=check),
+        index_of(batch.indices),
+        "threshold",
+    )
     visits = faults.count_visits(lambda: call("off"), "bag")
     for change in ("one bit", "any change"):
         yield Target(f"accumulator of a bag, {change}", call, accumulator(change, "bag", visits), "threshold")
