@@ -106,6 +106,17 @@ def protect_file(
         For a file that holds no such rows.
     OSError
         If a file can't be read or written.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> import sedq
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "table.npy")
+    ...     np.save(path, sedq.EmbeddingBag.from_float(np.ones((100, 8), dtype=np.float32)).to_fused())
+    ...     sedq.scrub.protect_file(path, parity=10).name
+    'table.npy.sedq'
     """
     target = Path(os.fspath(path) + SUFFIX)
     rows = _mapped(path)
@@ -170,6 +181,18 @@ def open_table(path: str | os.PathLike[str], *, mode: Literal["sum", "mean"] = "
         For a companion that is damaged or made for another table.
     OSError
         If a file can't be read.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> import sedq
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "table.npy")
+    ...     np.save(path, sedq.EmbeddingBag.from_float(np.ones((100, 8), dtype=np.float32)).to_fused())
+    ...     _ = sedq.scrub.protect_file(path)
+    ...     sedq.scrub.open_table(path)([[3, 4]])
+    array([[2., 2., 2., 2., 2., 2., 2., 2.]], dtype=float32)
     """
     rows = _mapped(path)
     header, arrays = _companion(path)
@@ -209,6 +232,21 @@ def scrub_file(path: str | os.PathLike[str], *, repair: bool = False, progress: 
         For a file that is neither.
     OSError
         If a file can't be read or written.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> import sedq
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "table.npy")
+    ...     np.save(path, sedq.EmbeddingBag.from_float(np.ones((100, 8), dtype=np.float32)).to_fused())
+    ...     _ = sedq.scrub.protect_file(path)
+    ...     rows = np.load(path, mmap_mode="r+")
+    ...     rows[7] ^= 255
+    ...     rows.flush()
+    ...     print(sedq.scrub.scrub_file(path, repair=True).repaired, sedq.scrub.scrub_file(path).found)
+    ['row 7'] []
     """
     name = os.fspath(path)
     if not os.path.exists(name + SUFFIX):

@@ -186,7 +186,7 @@ class EmbeddingBag(Pooling):
         >>> sedq.EmbeddingBag.from_fused(row, bits=4)([[0, 0]])
         array([[2., 3., 4., 5.]], dtype=float32)
         """
-        rows, at = _checked(rows, bits, layout, dim)
+        rows, at = layouts.table_geometry(rows, bits, layout, dim)
         table = _rows.Table(layouts.add_digests(rows, at.dim, bits=bits, layout=layout), at.dim, bits)
         source = FusedSource(rows) if keep_source else None
         return cls(
@@ -248,7 +248,7 @@ class EmbeddingBag(Pooling):
         >>> table([[1, 2]])
         array([[2., 2., 2.]], dtype=float32)
         """
-        rows, at = _checked(rows, bits, layout, dim)
+        rows, at = layouts.table_geometry(rows, bits, layout, dim)
         table = layouts.attach_sidecar(rows, at, progress)
         return cls(
             table, mode, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping, locate=locate, parity=parity
@@ -394,11 +394,3 @@ class EmbeddingBag(Pooling):
             return result
 
         return consume([batch], compute, settings, "EmbeddingBag")
-
-
-def _checked(rows: Array, bits: int, layout: str, dim: int | None) -> tuple[Array, layouts.Geometry]:
-    """Fused rows as uint8, at least one, and where their parts stand."""
-    rows, at = layouts.fused_geometry(rows, layouts.check_bits(bits), layout, dim)
-    if not len(rows):
-        raise ValueError(f"rows: got shape {rows.shape}, expected at least one row")
-    return rows, at

@@ -39,6 +39,7 @@ __all__ = [
     "pack_codes",
     "quantize_rows",
     "strip_digests",
+    "table_geometry",
 ]
 
 Array = NDArray[Any]
@@ -128,6 +129,14 @@ def fused_geometry(rows: Array, bits: int, layout: str, dim: int | None) -> tupl
     padded = -(-made.width // TBE_ALIGNMENT) * TBE_ALIGNMENT
     if width != made.width and not (layout == "tbe" and width == padded):
         raise ValueError(f"dim: got {dim!r}, but rows of {width} bytes hold {got} codes")
+    return rows, made
+
+
+def table_geometry(rows: Array, bits: int, layout: str, dim: int | None) -> tuple[Array, Geometry]:
+    """As `fused_geometry`, of a table: bits are checked as well, and there is at least one row."""
+    rows, made = fused_geometry(rows, check_bits(bits), layout, dim)
+    if not len(rows):
+        raise ValueError(f"rows: got shape {rows.shape}, expected at least one row")
     return rows, made
 
 

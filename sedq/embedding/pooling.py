@@ -1,7 +1,7 @@
 """A call of a bag: compiled loops pool and verify, and what they find wrong is dealt with here.
 
-`_core._embedding.pool` -> nothing found: done. Else the bags in doubt are computed again by the reference path; if that still
-disagrees, their rows are restored (`Maintained`) and they are computed once more. `recovery.handle` has the order of it.
+`_core._embedding.pool` -> nothing found: done. Else the bags in doubt are computed again by the reference path; if that
+still disagrees, their rows are restored (`Maintained`) and they are computed once more, as `recovery.handle` has it.
 """
 
 from __future__ import annotations
