@@ -70,10 +70,11 @@ def test_parity_follows_updates() -> None:
     sound, rng = table(20), np.random.default_rng(0)
     parity = Parity(sound, 4)
     parity.forget(3)
-    for number in rng.permutation(20):
-        after = rng.integers(0, 256, 13, dtype=np.uint8)
-        parity.update(int(number), sound[number], after)
-        sound[number] = after
+    for count in (1, 20, 0, 7, 13):  # several of one group at a time
+        numbers = rng.permutation(20)[:count]
+        after = rng.integers(0, 256, (count, 13), dtype=np.uint8)
+        parity.update(numbers, sound[numbers] ^ after)
+        sound[numbers] = after
     assert parity.disagreeing(sound, 0, 5) == [3], "what was not sound did not become so"
     fresh = Parity(sound, 4)
     np.testing.assert_array_equal(fresh.rows, parity.rows)

@@ -202,7 +202,7 @@ def test_a_parity_row_whose_crc_was_forged_restores_nothing_either() -> None:
     bag = made(parity=GROUP)
     parity = bag._redundancy.parity
     assert parity is not None
-    parity.update(7, np.zeros_like(parity.rows[0]), np.full_like(parity.rows[0], 1))
+    parity.update(np.array([7]), np.ones_like(parity.rows[:1]))
     bag._table.rows[2, :4] ^= 255
     before = bag._table.rows.copy()
     assert bag.scrub().left == [2]

@@ -232,7 +232,7 @@ class Maintained:
                     found += bad
                     done += self._mend(bad) if repair else Repairs(left=bad)
             if _validation.boolean("redundancy", redundancy):
-                with self._guard.writing():
+                with self._guard.exclusive():  # nobody reads these without the lock
                     stale += self._redundancy.refresh(at, stop, repair=repair)
         stop = first + count
         return ScrubReport(
@@ -278,13 +278,11 @@ class Maintained:
         if self._updated is None and self._source is not None:
             self._updated = np.zeros(self.shape[0], np.bool_)
         for first in range(0, len(numbers), UPDATED):
+            piece = slice(first, first + UPDATED)
             with self._guard.writing():
-                for number, row in zip(
-                    numbers[first : first + UPDATED].tolist(), rows[first : first + UPDATED], strict=True
-                ):
-                    self._redundancy.update(number, row)
-                    if self._updated is not None:
-                        self._updated[number] = True
+                self._redundancy.update(numbers[piece], rows[piece])
+                if self._updated is not None:
+                    self._updated[numbers[piece]] = True
 
     def _new_rows(self, values: ArrayLike, numbers: Array) -> Array:
         """Return new values as rows of ours, whose digests are those of the rows they will be."""

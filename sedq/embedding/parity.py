@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sedq._core import _syndromes
+
 __all__ = ["Parity"]
 
 Array = NDArray[Any]
@@ -43,7 +45,7 @@ class Parity:
         self.rows = np.zeros((-(-len(table) // group), table.shape[1]), np.uint8)
         for first, stop in self._blocks(0, len(self.rows)):
             self.rows[first:stop] = self._made(table, first, stop)
-        self.crc = np.array([zlib.crc32(row) for row in self.rows], np.uint32)
+        self.crc = self._crcs(slice(None)).copy()
 
     def _blocks(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
         step = max(1, BLOCK // self.rows.shape[1])
@@ -97,7 +99,8 @@ class Parity:
         wrong = []
         for start, end in self._blocks(first, stop):
             differs = (self._made(table, start, end) != self.rows[start:end]).any(axis=1)
-            wrong += [group for group in range(start, end) if differs[group - start] or not self.sound(group)]
+            differs |= self._crcs(slice(start, end)) != self.crc[start:end]
+            wrong += [start + int(at) for at in np.flatnonzero(differs)]
         return wrong
 
     def agrees(self, group: int, stored: Callable[[int], Array]) -> bool:
@@ -111,10 +114,19 @@ class Parity:
         """Make a parity row unsound: nothing can be rebuilt from it until it is renewed."""
         self.crc[group] = ~np.uint32(zlib.crc32(self.rows[group]))
 
-    def update(self, number: int, before: Array, after: Array) -> None:
-        """Follow a change of one row; a parity row that was not sound stays so."""
-        group = self.group_of(number)
-        sound = self.sound(group)
-        self.rows[group] ^= before ^ after
-        if sound:
-            self.crc[group] = zlib.crc32(self.rows[group])
+    def update(self, numbers: Array, changes: Array) -> None:
+        """Follow changes of rows, the xor of what they were and what they are; a parity row that was not sound stays so."""
+        if not len(numbers):
+            return
+        order = np.argsort(numbers % len(self.rows), kind="stable")
+        groups, starts = np.unique(numbers[order] % len(self.rows), return_index=True)
+        sound = self._crcs(groups) == self.crc[groups]
+        self.rows[groups] ^= np.bitwise_xor.reduceat(changes[order], starts, axis=0)
+        self.crc[groups[sound]] = self._crcs(groups)[sound]
+
+    def _crcs(self, groups: Array | slice) -> Array:
+        """Return the CRC-32 of parity rows as they are."""
+        rows = self.rows[groups]
+        made = np.empty((len(rows), 2), np.uint32)
+        _syndromes.row_syndromes(rows, rows.shape[1], made)
+        return made[:, 1]

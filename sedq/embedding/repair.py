@@ -85,9 +85,11 @@ class Locator:
         wrong = (now != self.syndromes[start:stop]).any(axis=1)
         return [start + int(at) for at in np.flatnonzero(wrong)]
 
-    def update(self, number: int, row: Array) -> None:
-        """Follow a change of one row."""
-        _syndromes.row_syndromes(row[None], self.length, self.syndromes[number : number + 1])
+    def update(self, numbers: Array, rows: Array) -> None:
+        """Follow changes of rows."""
+        now = np.empty((len(rows), 2), np.uint32)
+        _syndromes.row_syndromes(rows, self.length, now)
+        self.syndromes[numbers] = now
 
 
 @dataclass
@@ -272,23 +274,23 @@ class Redundancy:
         copy.digests[...] += np.arange(len(numbers), dtype=np.uint64) - numbers.astype(np.uint64)
         return copy, renumbered.astype(np.int64)
 
-    def update(self, number: int, row: Array) -> None:
-        """Store a new row with its digest and follow it; the old one may be corrupted."""
-        before = self.stored(number).copy()
-        bad = bool(self.bad(np.array([number])))
-        self.table.rows[number] = row
+    def update(self, numbers: Array, rows: Array) -> None:
+        """Store new rows with their digests, each number once, and follow them; the old ones may be corrupted."""
+        bad = [] if self.parity is None else self.bad(numbers)
+        changes = self.table.rows[numbers] ^ rows
+        self.table.rows[numbers] = rows
         if self.locator is not None:
-            self.locator.update(number, row)
+            self.locator.update(numbers, rows)
         if self.parity is None:
             return
-        if not bad:
-            self.parity.update(number, before, row)
-            return
-        group = self.parity.group_of(number)  # what the parity held of the old row nobody knows
-        if self.bad(np.array(self.parity.members(group))):
-            self.parity.forget(group)
-        else:
-            self.parity.renew(group, self.stored)
+        known = ~np.isin(numbers, bad)
+        self.parity.update(numbers[known], changes[known])
+        for group in {self.parity.group_of(number) for number in bad}:
+            # what the parity held of the old row nobody knows
+            if self.bad(np.array(self.parity.members(group))):
+                self.parity.forget(group)
+            else:
+                self.parity.renew(group, self.stored)
 
     def refresh(self, start: int, stop: int, *, repair: bool = True) -> list[str]:
         """Make anew what disagrees with sound rows: locating sums of rows start .. stop, and parity of as many groups."""
@@ -297,7 +299,7 @@ class Redundancy:
             for number in self.locator.disagreeing(self.table.rows, start, stop):
                 if number not in self.overlay and not self.bad(np.array([number])):
                     if repair:
-                        self.locator.update(number, self.stored(number))
+                        self.locator.update(np.array([number]), self.stored(number)[None])
                     stale.append(f"locating sums of row {number}")
         if self.parity is None:
             return stale
