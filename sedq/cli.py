@@ -46,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         "arguments or a file that can't be looked over, 3 if all that was corrupted has been repaired.",
     )
     look.add_argument("file", type=Path, help="a model, or a table: fused rows as numpy.save writes them")
-    look.add_argument("--repair", action="store_true", help="write restored rows into the table file")
-    look.add_argument("--protect", action="store_true", help="make the companion FILE.sedq of a table that is intact now")
+    what = look.add_mutually_exclusive_group()
+    what.add_argument("--repair", action="store_true", help="write restored rows into the table file")
+    what.add_argument("--protect", action="store_true", help="make the companion FILE.sedq of a table that is intact now")
     look.add_argument("--bits", type=int, default=8, help="of a code, with --protect (default 8)")
     look.add_argument("--layout", default="torch", help="torch, half or tbe, with --protect (default torch)")
     look.add_argument("--dim", type=int, help="columns, with --protect, where the bytes of a row don't say")

@@ -10,6 +10,7 @@ A model file (`sedq.DLRM.save`) has a SHA-256 for each of its arrays; it is look
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -23,10 +24,8 @@ from numpy.typing import NDArray
 from sedq import _validation, model_file
 from sedq._core import _rows
 from sedq._files import replacing
-from sedq.embedding import layouts
+from sedq.embedding import layouts, repair
 from sedq.embedding.bag import EmbeddingBag
-from sedq.embedding.parity import Parity
-from sedq.embedding.repair import Locator
 from sedq.exceptions import ModelFileError
 
 __all__ = ["FileReport", "open_table", "protect_file", "scrub_file"]
@@ -179,6 +178,8 @@ def open_table(path: str | os.PathLike[str], *, mode: Literal["sum", "mean"] = "
     ------
     ModelFileError
         For a companion that is damaged or made for another table.
+    ValueError
+        For a file that is no table, or an unknown mode.
     OSError
         If a file can't be read.
 
@@ -194,17 +195,47 @@ def open_table(path: str | os.PathLike[str], *, mode: Literal["sum", "mean"] = "
     ...     sedq.scrub.open_table(path)([[3, 4]])
     array([[2., 2., 2., 2., 2., 2., 2., 2.]], dtype=float32)
     """
+    if mode not in ("sum", "mean"):
+        raise ValueError(f"mode: got {mode!r}, expected 'sum' or 'mean'")
     rows = _mapped(path)
     header, arrays = _companion(path)
-    if header["shape"] != list(rows.shape) or header["dtype"] != rows.dtype.str:
-        raise ModelFileError(f"{os.fspath(path)}{SUFFIX}: made for rows of shape {header['shape']}, not {rows.shape}")
-    raw, at = layouts.fused_geometry(rows, header["bits"], header["layout"], header["dim"])
-    beside, half = arrays["sidecar"], bool(at.half)
-    table = _rows.Table(raw, at.dim, at.bits, sidecar=beside, codes_at=at.codes_at, params_at=at.params_at, half=half)
-    bag = EmbeddingBag(table, mode, layout=header["layout"])
-    bag._redundancy.locator = Locator(raw, raw.shape[1], arrays["syndromes"])
-    bag._redundancy.parity = Parity(raw, header["parity"], (arrays["parity"], arrays["parity_crc"]))
+    if header.get("shape") != list(rows.shape) or header.get("dtype") != rows.dtype.str:
+        raise ModelFileError(f"{os.fspath(path)}{SUFFIX}: made for rows of shape {header.get('shape')}, not {rows.shape}")
+    try:
+        return _assembled(rows, header, arrays, mode)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{os.fspath(path)}{SUFFIX}: not the companion of this table ({error})") from None
+
+
+def _assembled(rows: Array, header: dict[str, Any], arrays: dict[str, Array], mode: str) -> EmbeddingBag:
+    """Put a bag together from mapped rows and the companion's parts."""
+    raw, at = layouts.table_geometry(rows, header["bits"], header["layout"], header["dim"])
+    kept = repair.Redundancy(
+        _rows.Table(
+            raw,
+            at.dim,
+            at.bits,
+            sidecar=arrays["sidecar"],
+            codes_at=at.codes_at,
+            params_at=at.params_at,
+            half=bool(at.half),
+        ),
+        *repair.begun(raw, True, _validation.integer("parity", header["parity"], 1, 2**31)),
+    )
+    assert kept.locator is not None
+    assert kept.parity is not None
+    kept.locator.syndromes = _like("syndromes", arrays["syndromes"], kept.locator.syndromes)
+    kept.parity.rows = _like("parity", arrays["parity"], kept.parity.rows)
+    kept.parity.crc = _like("parity_crc", arrays["parity_crc"], kept.parity.crc)
+    bag = EmbeddingBag(kept.table, mode, layout=header["layout"])
+    bag._redundancy = kept
     return bag
+
+
+def _like(name: str, got: Array, expected: Array) -> Array:
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        raise ValueError(f"{name}: got {_validation.describe(got)}, expected {_validation.describe(expected)}")
+    return np.ascontiguousarray(got)
 
 
 def scrub_file(path: str | os.PathLike[str], *, repair: bool = False, progress: Progress | None = None) -> FileReport:
@@ -275,7 +306,7 @@ def _scrub_model(name: str, repair: bool, progress: Progress | None) -> FileRepo
 def _scrub_table(name: str, repair: bool, progress: Progress | None) -> FileReport:
     bag = open_table(name)
     report = FileReport(name, "table", checked=bag.shape[0])
-    before = {name: part.copy() for name, part in _parts(bag).items()}
+    before = _digests(bag)
     at, more = 0, True
     while more:
         part = bag.scrub(at, CHUNK, repair=repair, redundancy=True)
@@ -288,7 +319,7 @@ def _scrub_table(name: str, repair: bool, progress: Progress | None) -> FileRepo
             progress(part.stop, bag.shape[0])
     if repair:
         _write_rows(name, bag)
-        if any(not np.array_equal(before[part], now) for part, now in _parts(bag).items()):
+        if _digests(bag) != before:
             header, _ = _companion(name)
             _write(Path(name + SUFFIX), header, _parts(bag))
     return report
@@ -304,6 +335,10 @@ def _write_rows(name: str, bag: EmbeddingBag) -> None:
     for number, row in overlay.items():
         rows[number] = row.view(rows.dtype)
     rows.flush()
+
+
+def _digests(bag: EmbeddingBag) -> list[bytes]:
+    return [hashlib.sha256(part.data).digest() for part in _parts(bag).values()]
 
 
 def _parts(bag: EmbeddingBag) -> dict[str, Array]:

@@ -183,6 +183,36 @@ def test_a_companion_of_another_table_is_refused(tmp_path: Path) -> None:
         scrub.open_table(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parity": 0}, "parity: got 0"),
+        ({"parity": 25}, "parity: got"),
+        ({"parity": "many"}, "parity: got str"),
+        ({"bits": 4}, "not the companion of this table"),
+        ({"bits": None}, "not the companion of this table"),
+        ({"layout": "mine"}, "layout: got 'mine'"),
+        ({"dim": 3}, "dim: got 3"),
+        ({"shape": None}, "made for rows of shape None"),
+        ({"dtype": "<f4"}, "made for rows"),
+        ({"version": 2}, "got 'sedq-table' version 2"),
+        ({"syndromes": np.zeros((ROWS, 3), np.uint32)}, "syndromes: got"),
+        ({"syndromes": np.zeros((ROWS, 2), np.int32)}, "syndromes: got"),
+        ({"sidecar": np.zeros((ROWS, 9), np.uint8)}, "sidecar: got"),
+        ({"sidecar": np.zeros(ROWS)}, "not the companion of this table"),
+        ({"parity_crc": np.zeros(3, np.uint32)}, "parity_crc: got"),
+    ],
+)
+def test_a_companion_that_says_other_things_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, parity=20)
+    header, parts = scrub._companion(path)
+    for name, value in change.items():
+        (header if name in header and not isinstance(value, np.ndarray) else parts)[name] = value
+    scrub._write(Path(f"{path}.sedq"), header, parts)
+    with pytest.raises(sedq.ModelFileError, match=message):
+        scrub.scrub_file(path)
+
+
 def test_a_model_is_looked_over_array_by_array(model: Path) -> None:
     report = scrub.scrub_file(model)
     assert (report.kind, report.found) == ("model", [])

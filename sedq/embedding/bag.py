@@ -13,11 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, _validation
 from sedq._core import _rows
-from sedq.embedding import layouts, requests
+from sedq.embedding import layouts, repair, requests
 from sedq.embedding.guard import Guard
 from sedq.embedding.index_batch import IndexBatch, consume
 from sedq.embedding.pooling import Pooling
-from sedq.embedding.repair import Redundancy
 from sedq.embedding.sources import FloatSource, FusedSource, Source
 
 __all__ = ["EmbeddingBag"]
@@ -72,7 +71,9 @@ class EmbeddingBag(Pooling):
         self.mode = mode
         self.bits = table.bits
         self._layout = layout  # of the rows that the source gives, and of a table that is only read
-        self._maintain(source, locate, parity)
+        kept = repair.begun(table.rows, locate, parity, digest=repair.DIGEST if table.own else 0)
+        repair.take(kept, table.rows, 0, table.num_rows)
+        self._maintain(source, repair.Redundancy(table, *kept))
         pruned = padding_idx is not None or index_mapping is not None
         self._pruning = requests.Pruning(padding_idx, index_mapping, table.num_rows) if pruned else None
 
@@ -229,7 +230,7 @@ class EmbeddingBag(Pooling):
         locate, parity
             As for `from_float`. A restored row is kept beside the rows, and stands for the corrupted one.
         progress : callable, optional
-            Called as ``progress(done, rows)`` while digests are made.
+            Called as ``progress(done, rows)`` while they are gone through.
 
         Returns
         -------
@@ -249,10 +250,11 @@ class EmbeddingBag(Pooling):
         array([[2., 2., 2.]], dtype=float32)
         """
         rows, at = layouts.table_geometry(rows, bits, layout, dim)
-        table = layouts.attach_sidecar(rows, at, progress)
-        return cls(
-            table, mode, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping, locate=locate, parity=parity
-        )
+        kept = repair.begun(rows, locate, parity)
+        table = layouts.attach_sidecar(rows, at, progress, lambda first, stop: repair.take(kept, rows, first, stop))
+        bag = cls(table, mode, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping)
+        bag._redundancy = repair.Redundancy(table, *kept)
+        return bag
 
     def to_fused(self, layout: str = "torch", *, align: int = 1) -> NDArray[np.uint8]:
         """Return the rows in a layout, as `from_fused` takes them: uint8 (rows, bytes).
@@ -301,7 +303,7 @@ class EmbeddingBag(Pooling):
             return type(self)._restored, (copy.deepcopy(self._redundancy), state)
 
     @classmethod
-    def _restored(cls, redundancy: Redundancy, state: dict[str, Any]) -> EmbeddingBag:
+    def _restored(cls, redundancy: repair.Redundancy, state: dict[str, Any]) -> EmbeddingBag:
         bag = cls.__new__(cls)
         vars(bag).update(state, _guard=Guard(), _redundancy=redundancy, _table=redundancy.table)
         return bag

@@ -265,19 +265,21 @@ def _halved(params: Array, layout: str) -> Array:
     return narrow.view(np.uint8)
 
 
-def attach_sidecar(rows: Array, at: Geometry, progress: Progress | None = None) -> _rows.Table:
+def attach_sidecar(rows: Array, at: Geometry, progress: Progress | None = None, also: Progress | None = None) -> _rows.Table:
     """Return a table of rows in another layout, read-only, with a sidecar of digests made in one pass over them.
 
-    progress(done, rows) is called after each piece of some 16 MB.
+    also(begin, end) is called with each piece of some 16 MB, progress(done, rows) after it.
     """
     sidecar = allocate(len(rows), _rows.sidecar_bytes(at.bits))
     table = _rows.Table(rows, at.dim, at.bits, sidecar=sidecar, codes_at=at.codes_at, params_at=at.params_at, half=at.half)
     step = max(1, CHUNK_BYTES // rows.shape[1])
     for begin in range(0, len(rows), step):
-        count = min(step, len(rows) - begin)
-        _refuse(table.write_digests(begin, count), rows, at)
+        end = min(begin + step, len(rows))
+        _refuse(table.write_digests(begin, end - begin), rows, at)
+        if also is not None:
+            also(begin, end)
         if progress is not None:
-            progress(begin + count, len(rows))
+            progress(end, len(rows))
     return table
 
 

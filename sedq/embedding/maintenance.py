@@ -74,13 +74,10 @@ class Maintained:
     _redundancy: Redundancy
     _updated: Array | None  # rows that the source doesn't know, one flag each
 
-    def _maintain(self, source: Source | None, locate: bool, parity: int | None) -> None:
-        _validation.boolean("locate", locate)
-        if parity is not None:
-            _validation.integer("parity", parity, 1, 2**31)
+    def _maintain(self, source: Source | None, redundancy: Redundancy) -> None:
         self._source, self._updated = source, None
         self._guard = Guard()
-        self._redundancy = Redundancy(self._table, locate=locate, parity=parity)
+        self._redundancy = redundancy
 
     @property
     def version(self) -> int:

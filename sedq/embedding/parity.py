@@ -36,16 +36,18 @@ class Parity:
         CRC-32 of each parity row: it has no digest that could tell whether it is sound.
     """
 
-    def __init__(self, table: Array, group: int, kept: tuple[Array, Array] | None = None) -> None:
-        self.group = group
-        self.total = len(table)
-        if kept is not None:
-            self.rows, self.crc = kept
-            return
-        self.rows = np.zeros((-(-len(table) // group), table.shape[1]), np.uint8)
-        for first, stop in self._blocks(0, len(self.rows)):
-            self.rows[first:stop] = self._made(table, first, stop)
-        self.crc = self._crcs(slice(None)).copy()
+    def __init__(self, total: int, stride: int, group: int) -> None:
+        self.group, self.total = group, total
+        self.rows = np.zeros((-(-total // group), stride), np.uint8)
+        self.crc = np.zeros(len(self.rows), np.uint32)
+
+    def take(self, table: Array, first: int, stop: int) -> None:
+        """Add rows first .. stop of a table, which is gone through once from its beginning to its end."""
+        for start in range(first - first % len(self.rows), stop, len(self.rows)):  # a row of each group
+            begin, end = max(first, start), min(stop, start + len(self.rows))
+            self.rows[begin - start : end - start] ^= table[begin:end]
+        if stop == self.total:
+            self.crc[:] = self._crcs(slice(None))
 
     def _blocks(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
         step = max(1, BLOCK // self.rows.shape[1])

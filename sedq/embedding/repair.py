@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sedq import _validation
 from sedq._core import _rows, _syndromes
 from sedq.embedding.parity import Parity
 
-__all__ = ["Locator", "Redundancy", "Repairs"]
+__all__ = ["DIGEST", "Locator", "Redundancy", "Repairs", "begun", "take"]
 
 Array = NDArray[Any]
 WORD = 2**32
@@ -39,11 +40,13 @@ class Locator:
         Sum of (j + 1) times byte j, modulo 2^32, and CRC-32, over the first `length` bytes of a row.
     """
 
-    def __init__(self, table: Array, length: int, syndromes: Array | None = None) -> None:
+    def __init__(self, total: int, length: int) -> None:
         self.length = length
-        self.syndromes = np.empty((len(table), 2), np.uint32) if syndromes is None else syndromes
-        if syndromes is None:
-            _syndromes.row_syndromes(table, length, self.syndromes)
+        self.syndromes = np.zeros((total, 2), np.uint32)
+
+    def take(self, table: Array, first: int, stop: int) -> None:
+        """Make the syndromes of rows first .. stop."""
+        _syndromes.row_syndromes(table[first:stop], self.length, self.syndromes[first:stop])
 
     @property
     def nbytes(self) -> int:
@@ -139,6 +142,22 @@ def _crc(data: Array) -> int:
     return zlib.crc32(data.data)
 
 
+def begun(rows: Array, locate: bool, parity: int | None, *, digest: int = 0) -> tuple[Locator | None, Parity | None]:
+    """Return what rows are to be restored from, which takes them next; they end with so many bytes of digest."""
+    _validation.boolean("locate", locate)
+    if parity is not None:
+        _validation.integer("parity", parity, 1, 2**31)
+    locator = Locator(len(rows), rows.shape[1] - digest) if locate else None
+    return locator, Parity(len(rows), rows.shape[1], parity) if parity else None
+
+
+def take(kept: tuple[Locator | None, Parity | None], rows: Array, first: int, stop: int) -> None:
+    """Follow rows first .. stop."""
+    for part in kept:
+        if part is not None:
+            part.take(rows, first, stop)
+
+
 class Redundancy:
     """What a table keeps beside its digests, and how rows are restored from it.
 
@@ -148,10 +167,8 @@ class Redundancy:
         Corrected rows of a table that is only read, by number: they stand for the rows of the table.
     """
 
-    def __init__(self, table: _rows.Table, *, locate: bool = False, parity: int | None = None) -> None:
-        self.table = table
-        self.locator = Locator(table.rows, table.rows.shape[1] - (DIGEST if table.own else 0)) if locate else None
-        self.parity = Parity(table.rows, parity) if parity else None
+    def __init__(self, table: _rows.Table, locator: Locator | None = None, parity: Parity | None = None) -> None:
+        self.table, self.locator, self.parity = table, locator, parity
         self.overlay: dict[int, Array] = {}
 
     @property
