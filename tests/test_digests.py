@@ -27,6 +27,22 @@ def test_digests_of_own_and_foreign_rows(bits: int, dim: int, kernels: _dispatch
             table.rows[7, -1 if table is other._table else 0] ^= 1
 
 
+@pytest.mark.parametrize("dim", [5, 16, 45, 64])
+@pytest.mark.parametrize("kind", ["own", "view"])
+def test_every_byte_of_every_row_is_scanned(kind: str, dim: int, kernels: _dispatch.Context) -> None:
+    """Four rows at a time and the rest by themselves."""
+    bag = sedq.EmbeddingBag.from_float(np.random.default_rng(dim).normal(size=(11, dim)).astype(np.float32))
+    table = bag._table if kind == "own" else sedq.EmbeddingBag.view_fused(bag.to_fused())._table
+    for first, count in ((0, 11), (3, 8)):
+        for row in range(11):
+            for part in [table.rows] if table.sidecar is None else [table.rows, table.sidecar]:
+                for byte in range(part.shape[1]):
+                    part[row, byte] ^= 1 << (row + byte) % 8
+                    expected = [row] if first <= row < first + count else []
+                    assert _rows.bad_in_range(table, first, count, kernels) == expected, (row, byte)
+                    part[row, byte] ^= 1 << (row + byte) % 8
+
+
 def test_code_bytes_of_255_do_not_wrap(kernels: _dispatch.Context) -> None:
     rows = np.hstack([np.full((3, 65_792), 255, np.uint8), np.zeros((3, 8), np.uint8)])
     table = sedq.EmbeddingBag.from_fused(rows)._table
