@@ -70,12 +70,13 @@ INLINE __m256i tails(const uint8_t *a, const uint8_t *b)
 /* Four rows of ours. */
 INLINE int four_own(const uint8_t *p, int64_t stride, int64_t codes, int64_t first)
 {
+    const __m256i bytes = four_sums(p, stride, codes); /* before the tails: memory likes to be read in its order */
     const uint8_t *tail = p + codes;
     const __m256i t02 = tails(tail, tail + 2 * stride), t13 = tails(tail + stride, tail + 3 * stride);
     const __m256i words = _mm256_unpacklo_epi64(t02, t13), stored = _mm256_unpackhi_epi64(t02, t13);
     const __m256i both =
         _mm256_add_epi64(_mm256_and_si256(words, _mm256_set1_epi64x(0xffffffff)), _mm256_srli_epi64(words, 32));
-    return fitting(four_sums(p, stride, codes), both, stored, first);
+    return fitting(bytes, both, stored, first);
 }
 
 INLINE int64_t words_of(const sedq_table *t, int64_t row)
@@ -98,10 +99,11 @@ INLINE int four_foreign(const sedq_table *t, int64_t codes, int64_t first)
     return fitting(four_sums(sedq_codes(t, first), t->stride, codes), words, stored, first);
 }
 
+/* What is scrubbed needn't stay in the caches: others live there. */
 INLINE void ask_for(const void *p, int64_t bytes)
 {
     for (int64_t at = 0; at < bytes; at += 64)
-        _mm_prefetch((const char *)((uintptr_t)p + AHEAD + (uintptr_t)at), _MM_HINT_T0);
+        _mm_prefetch((const char *)((uintptr_t)p + AHEAD + (uintptr_t)at), _MM_HINT_NTA);
 }
 
 INLINE int64_t scan_rows(const sedq_table *t, int own, int64_t first, int64_t end, int64_t codes)
@@ -110,8 +112,6 @@ INLINE int64_t scan_rows(const sedq_table *t, int own, int64_t first, int64_t en
     for (; first + 4 <= end; first += 4) {
         const uint8_t *p = t->rows + first * stride;
         ask_for(p, 4 * stride);
-        if (!own)
-            ask_for(t->digests + first * t->digest_stride, 4 * t->digest_stride);
         const int fits = own ? four_own(p, stride, codes, first) : four_foreign(t, codes, first);
         if (fits != 15)
             return first + __builtin_ctz(~(unsigned)fits);
@@ -122,7 +122,7 @@ INLINE int64_t scan_rows(const sedq_table *t, int own, int64_t first, int64_t en
     return -1;
 }
 
-/* The usual sizes without loops. */
+/* Short rows without loops; in longer ones, without, the loads of four rows would mix and leave memory's order. */
 INLINE int64_t scan_sizes(const sedq_table *t, int own, int64_t first, int64_t end)
 {
     switch (t->code_bytes) {
@@ -130,8 +130,6 @@ INLINE int64_t scan_sizes(const sedq_table *t, int own, int64_t first, int64_t e
         return scan_rows(t, own, first, end, 32);
     case 64:
         return scan_rows(t, own, first, end, 64);
-    case 128:
-        return scan_rows(t, own, first, end, 128);
     default:
         return scan_rows(t, own, first, end, t->code_bytes);
     }
