@@ -142,11 +142,6 @@ cdef class Table:
         """Whether scale and bias are float16."""
         return bool(self.t.half)
 
-    def copy(self):
-        """A table with rows, and a sidecar, of its own."""
-        sidecar = None if self.sidecar is None else np.array(self.sidecar)
-        return _restored(np.array(self.rows), *self.__reduce__()[1][1:3], sidecar, *self.__reduce__()[1][4:])
-
     def __reduce__(self):
         return _restored, (self.rows, self.t.dim, self.t.bits, self.sidecar, self.t.codes_at, self.params_at, self.half)
 
