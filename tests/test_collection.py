@@ -125,6 +125,26 @@ def test_a_table_that_somebody_writes_to_is_pooled_again() -> None:
     assert seen.checks == {f"table.{n}": 20 for n in range(5)}
 
 
+def test_a_calibration_serves_every_table_of_a_collection() -> None:
+    rng = np.random.default_rng(0)
+    bag = sedq.EmbeddingBag.from_float(rng.normal(size=(500, 16)).astype(np.float32))
+    calls = [(rng.integers(0, 500, 2000), np.arange(0, 2000, 20)) for _ in range(50)]
+    calibration = sedq.calibrate_thresholds(bag, calls, target_fpr=1e-3)
+    collection = sedq.EmbeddingBagCollection([bag, bag])
+    indices, offsets = rng.integers(0, 500, 4000), np.arange(0, 4001, 20)
+    clean = collection(indices, offsets)
+    np.testing.assert_array_equal(collection(indices, offsets, threshold=calibration), clean)
+    seen = dict.fromkeys(("bound", "calibration"), 0)
+    for visit in range(0, 200, 5):  # of the second table too
+        for name, threshold in (("bound", "bound"), ("calibration", calibration)):
+            with sedq.monitor() as m, faults.accumulator_fault("bag", visit=visit, flip=1 << 6):
+                collection(indices, offsets, threshold=threshold, num_threads=1)
+            seen[name] += m.detections > 0
+    assert seen["calibration"] > seen["bound"] + 10
+    with pytest.warns(sedq.CalibrationWarning, match="pooling 2000 to 2000"):
+        collection(indices, [0, 2000, 4000], threshold=calibration)
+
+
 def test_out_and_repr() -> None:
     collection = sedq.EmbeddingBagCollection(bags())
     indices, offsets = requests(4)
