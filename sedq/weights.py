@@ -136,7 +136,7 @@ class PackedWeights:
         self.scale, self.zero_point, self.bias = scale, zero_point, bias
         self._row_sums = w.sum(axis=0, dtype=np.int64)
         self._col_sums = w.sum(axis=1, dtype=np.int64)
-        digits = _encode(self._row_sums, n) if "exact" in encode else np.zeros((0, 128), np.int8)
+        digits = _encode(self._row_sums, n) if "exact" in encode else np.zeros((0, -(-k // 128) * 128), np.int8)
         panels = _aligned(_gemm.packed_size(n + ("mod127" in encode), k), np.int8)
         self._pack(w, panels)
         self._core = _gemm.PackedB(n, k, panels, digits, "mod127" in encode)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,20 @@ def test_columns_split_over_threads(kernels: _dispatch.Context, rng: np.random.G
         c = sedq.matmul_integer(x, packed, check="mod127", num_threads=threads)
     np.testing.assert_array_equal(c, reference.matmul_integer(x, w))
     assert m.detections == 0
+
+
+@pytest.mark.parametrize("k", [128, 129, 1000])
+def test_weights_encoded_for_it_alone(kernels: _dispatch.Context, rng: np.random.Generator, k: int) -> None:
+    x, w = operands(rng, 3, 20, k)
+    packed = sedq.pack_weights(w, encode=("mod127",))
+    np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="mod127"), reference.matmul_integer(x, w))
+    again = pickle.loads(pickle.dumps(packed))
+    np.testing.assert_array_equal(again.unpack(), w)
+    x[:, 70] = 1
+    faults.flip_weight_bit(again, 3, 70, 6)
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(sedq.matmul_integer(x, again, check="mod127"), reference.matmul_integer(x, w))
+    assert {e.verdict for e in m.events} == {"memory"}
 
 
 def test_every_bit_of_an_accumulator(kernels: _dispatch.Context, rng: np.random.Generator) -> None:
