@@ -1,7 +1,7 @@
 """The kernels a second time, compiled with a fault hook. Only sedq.faults loads this module.
 
-A plan per kind of kernel says at which visit (tile, or bag) which bits of which accumulator flip. Visits are counted over
-the process, so use one thread.
+A plan per site says at which visit (a tile, a bag, a row of codes) which word changes and how. Plans belong to a thread
+and count its visits, so calls use one thread.
 """
 
 from libc.stdint cimport int64_t, uint32_t
@@ -18,10 +18,13 @@ cdef extern from "kernels/registry.h" nogil:
 cdef extern from "kernels/fault_hook.h" nogil:
     ctypedef struct sedq_fault_plan:
         int64_t countdown, element
-        uint32_t flip
-        int64_t repeat, fired
-    sedq_fault_plan sedq_tile_fault
-    sedq_fault_plan sedq_bag_fault
+        uint32_t keep, put, flip, add
+        int pair
+        int64_t repeat, fired, changed
+    sedq_fault_plan *sedq_fault_plans
+
+# in the order of the enumeration in fault_hook.h
+SITES = ("tile", "bag", "epilogue", "address", "store", "pooled", "checks", "sums", "codes", "dots", "index")
 
 
 def hooked(str name):
@@ -33,23 +36,26 @@ def hooked(str name):
 
 
 cdef sedq_fault_plan *plan_of(str kernel) except NULL:
-    if kernel == "tile":
-        return &sedq_tile_fault
-    if kernel == "bag":
-        return &sedq_bag_fault
-    raise ValueError(f"kernel: got {kernel!r}, expected 'tile' or 'bag'")
+    if kernel not in SITES:
+        raise ValueError(f"kernel: got {kernel!r}, expected one of {', '.join(map(repr, SITES))}")
+    return &sedq_fault_plans[<int>SITES.index(kernel)]
 
 
-def arm(str kernel, int64_t visit, int64_t element, uint32_t flip, int64_t repeat=1):
-    """Flip the bits `flip` of accumulator `element` at the given visit, and at the repeat - 1 visits after it."""
+def arm(str kernel, int64_t visit, int64_t element, uint32_t flip, int64_t repeat=1, uint32_t keep=0xFFFFFFFF,
+        uint32_t put=0, uint32_t add=0, bint pair=False):
+    """Strike word `element` at the given visit and at the repeat - 1 visits after it: (((w & keep) | put) ^ flip) + add.
+
+    With `pair` the word after it, in its row, takes -add.
+    """
     cdef sedq_fault_plan *plan = plan_of(kernel)
     if visit < 0 or element < 0 or repeat < 1:
         raise ValueError(f"got visit {visit}, element {element}, repeat {repeat}, expected at least 0, 0, 1")
-    plan.countdown, plan.element, plan.flip, plan.repeat, plan.fired = visit, element, flip, repeat, 0
+    plan.countdown, plan.element, plan.repeat, plan.fired, plan.changed = visit + 1, element, repeat, 0, 0
+    plan.keep, plan.put, plan.flip, plan.add, plan.pair = keep, put, flip, add, pair
 
 
 def disarm(str kernel):
-    """Disarm the plan; how many visits it struck, and how many were left to pass (-1 if none)."""
+    """Disarm a plan; how many visits it struck, how many were left to pass (-1 if none), and how many words changed."""
     cdef sedq_fault_plan *plan = plan_of(kernel)
-    left, plan.countdown = plan.countdown, -1
-    return plan.fired, left
+    left, plan.countdown = plan.countdown - 1, 0
+    return plan.fired, left, plan.changed

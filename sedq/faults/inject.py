@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,9 +183,9 @@ def accumulator_fault(
         _validation.integer("repeat", repeat, 1, UNREACHED),
     )
     strike = Strike()
-    outcome = (0, 0)
+    outcome = (0, 0, 0)
     try:
-        with _hooked(kernel, plan) as outcome_of:
+        with hooked_call(kernel, plan) as outcome_of:
             try:
                 yield strike
             finally:
@@ -193,23 +194,24 @@ def accumulator_fault(
         strike.fired = outcome[0]
 
 
-_armed: set[str] = set()
+_armed: set[tuple[str, int]] = set()  # by kernel and thread: plans belong to a thread
 
 
 @contextmanager
-def _hooked(kernel: str, plan: tuple[int, int, int, int]) -> Iterator[Callable[[], tuple[int, int]]]:
+def hooked_call(kernel: str, plan: tuple[Any, ...]) -> Iterator[Callable[[], tuple[int, int, int]]]:
     """Run the calls of a block on hooked kernels, with a plan; what is yielded ends the plan and tells its outcome."""
-    if kernel in _armed:
+    mark = (kernel, threading.get_ident())
+    if mark in _armed:
         raise RuntimeError(f"kernel: got {kernel!r}, for which a fault is armed already, expected one at a time")
     hooked = _faultkernels.hooked(_config.get_config().kernels.name)
-    _armed.add(kernel)
+    _armed.add(mark)
     _faultkernels.arm(kernel, *plan)
     try:
         with _config.use_kernels(hooked), _config.config_context(num_threads=1):
             yield lambda: _faultkernels.disarm(kernel)
     finally:
         _faultkernels.disarm(kernel)
-        _armed.discard(kernel)
+        _armed.discard(mark)
 
 
 def count_visits(call: Callable[[], object], kernel: str = "tile") -> int:
@@ -228,26 +230,33 @@ def count_visits(call: Callable[[], object], kernel: str = "tile") -> int:
     """
     if kernel not in ("tile", "bag"):
         raise ValueError(f"kernel: got {kernel!r}, expected 'tile' or 'bag'")
-    with _hooked(kernel, (UNREACHED, 0, 0, 1)) as outcome:
+    with hooked_call(kernel, (UNREACHED, 0, 0, 1)) as outcome:
         call()
-        _, left = outcome()
+        _, left, _ = outcome()
     return UNREACHED - left
 
 
-class _StruckLayer(QuantizedLinear):
-    """A layer whose input is struck once, between the layer before it and its own first read."""
+class StruckLayer(QuantizedLinear):
+    """A layer whose input is struck before its first read, or its output after its last."""
 
-    def __init__(self, layer: QuantizedLinear, byte: int, bit: int, strike: Strike) -> None:
+    def __init__(
+        self,
+        layer: QuantizedLinear,
+        before: Callable[[Array], object] | None,
+        after: Callable[[Array], object] | None = None,
+    ) -> None:
         self.__dict__.update(layer.__dict__)
-        self._byte, self._bit, self._strike = byte, bit, strike
+        self._before, self._after = before, after
 
     def run(
         self, x: Array, settings: _config.Settings, operator: str, x_sums: Array | None, *, to_float: bool
     ) -> tuple[Array, Array | None]:
-        if not self._strike.fired and x.size:
-            flip_bit(x, self._byte % x.size, self._bit)
-            self._strike.fired += 1
-        return super().run(x, settings, operator, x_sums, to_float=to_float)
+        if self._before is not None:
+            self._before(x)
+        y, y_sums = super().run(x, settings, operator, x_sums, to_float=to_float)
+        if self._after is not None:
+            self._after(y)
+        return y, y_sums
 
 
 @contextmanager
@@ -279,7 +288,13 @@ def activation_fault(model: DLRM, mlp: str, layer: int, *, byte: int = 0, bit: i
     if not 0 <= layer < len(layers):
         raise ValueError(f"layer: got {layer}, expected 0 to {len(layers) - 1}")
     strike, sound = Strike(), layers[layer]
-    layers[layer] = _StruckLayer(sound, byte, bit, strike)
+
+    def flip(x: Array) -> None:
+        if not strike.fired and x.size:
+            flip_bit(x, byte % x.size, bit)
+            strike.fired += 1
+
+    layers[layer] = StruckLayer(sound, flip)
     try:
         yield strike
     finally:

@@ -2,6 +2,7 @@
  *
  * A tile of accumulators comes from an L1 scratch. Whole chunks of 32 columns go row by row, with the columns' parameters as
  * operands from L1; what is left goes by strips of 8 columns, masked; a single column goes with rows in the lanes. */
+#include "fault_hook.h"
 #include "bytes_avx2.h"
 #include "context.h"
 
@@ -78,6 +79,18 @@ INLINE __m256i opaque(__m256i x)
     return x;
 }
 
+/* 8 outputs, as a fault in the arithmetic of requantisation left them */
+INLINE __m256i after_fault(__m256i y)
+{
+#ifdef SEDQ_FAULT_HOOK
+    _Alignas(32) uint32_t words[8];
+    _mm256_store_si256((__m256i *)words, y);
+    SEDQ_FAULT_EPILOGUE(words, 8);
+    y = _mm256_load_si256((const __m256i *)words);
+#endif
+    return y;
+}
+
 /* the same pointer, to memory of which the optimiser knows nothing */
 INLINE const sedq_epilogue *forget(const sedq_epilogue *e)
 {
@@ -121,7 +134,7 @@ INLINE void store_strip(const int kind, const int check, int rows, int j, int n,
     const __m256i mask = mask_of(n);
     for (int r = 0; r < rows; r++) {
         const __m256i acc = _mm256_load_si256((const __m256i *)(tile + r * SEDQ_NR + j));
-        const __m256i y = _mm256_and_si256(finish(kind, e, &p, acc, row_sums[r]), mask);
+        const __m256i y = _mm256_and_si256(after_fault(finish(kind, e, &p, acc, row_sums[r])), mask);
         if (check) {
             add_to(sums->acc[r], _mm256_and_si256(acc, mask));
             add_to(sums->out[r], y);
@@ -169,6 +182,8 @@ INLINE void store_chunk(const int kind, const int check, int rows, int j, const 
     for (int r = 0; r < rows; r++) {
         __m256i acc_sum = _mm256_setzero_si256(), y[4], again[4], ignored = acc_sum;
         finish_chunk(kind, e, j, tile + r * SEDQ_NR + j, row_sums[r], y, &acc_sum);
+        for (int v = 0; v < 4; v++)
+            y[v] = after_fault(y[v]);
         if (check == SEDQ_CHECK_FULL)
             finish_chunk(kind, forget(e), j, tile + r * SEDQ_NR + j, row_sums[r], again, &ignored);
         const __m256i *summed = check == SEDQ_CHECK_FULL ? again : y;
@@ -236,7 +251,7 @@ INLINE void store_column(const int kind, const int check, int rows, const int32_
     for (int r = 0; r < rows; r++)
         acc[r] = tile[r * SEDQ_NR];
     const __m256i in = _mm256_load_si256((const __m256i *)acc);
-    const __m256i result = finish_column(kind, e, rows, row_sums, in);
+    const __m256i result = after_fault(finish_column(kind, e, rows, row_sums, in));
     __m256i again = result;
     if (check == SEDQ_CHECK_FULL) {
         again = opaque(finish_column(kind, forget(e), rows, row_sums, opaque(in)));

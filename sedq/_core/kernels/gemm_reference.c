@@ -96,18 +96,13 @@ static uint32_t store_one(int kind, const sedq_epilogue *e, int j, int32_t acc, 
                           int64_t at)
 {
     const int32_t raw = corrected(e, j, acc, row_sum);
-    if (kind == OUT_I32) {
-        ((int32_t *)out)[at] = raw;
-        return (uint32_t)raw;
-    }
-    if (kind == OUT_U8) {
-        const uint32_t y = (uint32_t)requantized(e, j, raw);
+    uint32_t y = kind == OUT_I32 ? (uint32_t)raw : kind == OUT_U8 ? (uint32_t)requantized(e, j, raw) : bits(real(e, j, raw));
+    SEDQ_FAULT_EPILOGUE(&y, 1);
+    if (kind == OUT_U8)
         ((uint8_t *)out)[at] = (uint8_t)y;
-        return y;
-    }
-    const float y = real(e, j, raw);
-    ((float *)out)[at] = y;
-    return bits(y);
+    else
+        memcpy((uint32_t *)out + at, &y, sizeof y);
+    return y;
 }
 
 static uint32_t recomputed(int kind, const sedq_epilogue *e, int j, const volatile int32_t *acc, uint32_t row_sum)

@@ -1,13 +1,11 @@
 #include "registry.h"
-#include "fault_hook.h"
+#ifdef SEDQ_FAULT_HOOK
+#include "fault_sites.h"
+#endif
 
 #include <stddef.h>
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
-#endif
-
-#ifdef SEDQ_FAULT_HOOK
-sedq_fault_plan sedq_tile_fault = {-1, 0, 0, 0, 0}, sedq_bag_fault = {-1, 0, 0, 0, 0};
 #endif
 
 static void init_reference(sedq_context *c)
@@ -72,6 +70,7 @@ static void (*const init[])(sedq_context *) = {init_reference, init_avx2, init_a
 void sedq_isa_context_hooked(int i, sedq_context *c)
 {
     init[i](c);
+    sedq_wrap_fault_sites(c);
 }
 #else
 
