@@ -71,6 +71,10 @@ class QuantizedLinear:
         self.relu = _validation.boolean("relu", relu)
         self._observers = (MinMaxObserver(), MinMaxObserver())
 
+    def __repr__(self) -> str:
+        n, k = self.packed.shape
+        return f"<QuantizedLinear {n} x {k}{', relu' if self.relu else ''}{'' if self.frozen else ', not frozen'}>"
+
     @classmethod
     def from_float(
         cls,

@@ -1,9 +1,12 @@
-"""Injection of faults: flipped bits in stored data, in accumulators, and in activations between layers.
+"""Injection of faults: flipped bits in stored data, in accumulators, and in activations between layers; campaigns of many.
 
-For tests, demonstrations and campaigns. Faults in accumulators use a second build of the kernels that has a hook; nothing
+For tests, demonstrations and campaigns. Faults inside kernels use a second build of the kernels that has a hook; nothing
 here slows or changes the ordinary one.
 """
 
+from sedq.faults._sites import site_names
+from sedq.faults._worker import InvalidRun
+from sedq.faults.campaign import Campaign, CampaignPlan
 from sedq.faults.inject import (
     accumulator_fault,
     activation_fault,
@@ -12,12 +15,45 @@ from sedq.faults.inject import (
     flip_row_bit,
     flip_weight_bit,
 )
+from sedq.faults.models import (
+    BitFlip,
+    Burst,
+    Carry,
+    Dummy,
+    FaultModel,
+    KBits,
+    PairedError,
+    RandomValue,
+    StuckAt0,
+    StuckAt1,
+    Zero,
+    default_models,
+)
+from sedq.faults.result import CampaignResult, schema
 
 __all__ = [
+    "BitFlip",
+    "Burst",
+    "Campaign",
+    "CampaignPlan",
+    "CampaignResult",
+    "Carry",
+    "Dummy",
+    "FaultModel",
+    "InvalidRun",
+    "KBits",
+    "PairedError",
+    "RandomValue",
+    "StuckAt0",
+    "StuckAt1",
+    "Zero",
     "accumulator_fault",
     "activation_fault",
     "count_visits",
+    "default_models",
     "flip_bit",
     "flip_row_bit",
     "flip_weight_bit",
+    "schema",
+    "site_names",
 ]

@@ -1,0 +1,122 @@
+"""Residuals of pooled sums, normalised: what the threshold check compares, without faults and with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sedq import _config
+from sedq._core import _embedding
+from sedq.calibration._scale import chain_of
+from sedq.calibration._tail import Tail, fit_tail
+from sedq.faults import _strike, targets
+from sedq.faults._worker import FLOAT_TOLERANCE, LARGEST, Spec, difference
+from sedq.faults.models import BitFlip
+
+__all__ = ["Residuals", "residuals", "residuals_of"]
+
+Array = NDArray[Any]
+RARE = 1e-6  # the rate down to which the tail is looked at
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Largest residual of each call, in multiples of the bound that rounding can't exceed.
+
+    Attributes
+    ----------
+    sound : ndarray of float64
+        Without a fault.
+    struck : ndarray of float64
+        With one flipped bit in a float accumulator or in the codes of a row.
+    consequential : ndarray of bool
+        Whether that changed an output by more than 1e-4 of the largest.
+    tail : Tail or None
+        Generalised Pareto tail of `sound`; None if none fits.
+    """
+
+    sound: Array
+    struck: Array
+    consequential: Array
+    tail: Tail | None
+
+
+def residuals_of(target: targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Array]:
+    """Return the residual of each bag of a batch, and the bound that rounding can't exceed, as float64."""
+    settings, bag = _config.resolve(None, None, None), target.bag
+    index, starts = batch["indices"][0], batch["offsets"][0]
+    weights = batch["per_sample_weights"][0] if batch["per_sample_weights"] else None
+    stats = np.empty((len(starts) - 1, 3))  # residual, reference, magnitude
+    _embedding.pool(
+        settings.kernels,
+        bag._table,
+        index,
+        starts,
+        weights,
+        np.empty((len(stats), bag.shape[1]), np.float32),
+        _embedding.CHECK_SUM,
+        _embedding.LIMIT_BOUND,
+        0.0,
+        bag.mode == "mean",
+        1,
+        stats=stats,
+    )
+    return stats[:, 0], _bounds(np.diff(starts), stats[:, 2], bag.shape[1])
+
+
+def _largest(target: targets.BagTarget, batch: dict[str, Any]) -> float:
+    """Return the largest residual of the bags of a batch, in multiples of the rounding bound."""
+    residual, bound = residuals_of(target, batch)
+    with np.errstate(all="ignore"):
+        size = np.abs(residual) / bound
+    return float(np.nan_to_num(size, nan=LARGEST, posinf=LARGEST).max(initial=0.0))
+
+
+def _bounds(lengths: Array, magnitudes: Array, dim: int) -> Array:
+    """Return what rounding can't exceed."""
+    steps = (chain_of(lengths) + 5) * 2.0**-24
+    return np.asarray(steps / (1 - steps) * magnitudes + dim * (257 * lengths + 4) * 2.0**-126)
+
+
+def _tables(spec: Spec) -> list[targets.BagTarget]:
+    """Return the tables of a target with the bags that its inputs have of each."""
+    target = targets.target_of(spec.target, spec.inputs)
+    if isinstance(target, targets.BagTarget):
+        return [] if target.bag._pruning else [target]
+    if not isinstance(target, targets.ModelTarget):
+        return []
+    return [
+        targets.BagTarget(bag, [(b["indices"][t], b["offsets"][t]) for b in target.batches if b["indices"][t].size])
+        for t, bag in enumerate(target.model.bags)
+        if bag._pruning is None and any(b["indices"][t].size for b in target.batches)
+    ]
+
+
+def residuals(spec: Spec, trials: int) -> Residuals | None:
+    """Measure residuals on the tables of a campaign; None without tables."""
+    tables = _tables(spec)
+    if not tables:
+        return None
+    sound, struck, consequential = [], [], []
+    for target in tables:
+        sound += [_largest(target, batch) for batch in target.batches]
+        sites = ("bag.accumulator", "table.codes")
+        drawer = _strike.Drawer(target, sites, (BitFlip(),), (True,), spec.seed, "threshold", "bound")
+        for trial in range(-(-trials // len(tables))):
+            fault = dataclasses.replace(drawer.draw(trial), persistent=trial % 2 == 1)  # accumulators once, codes at rest
+            clean = target.call(target.batches[fault.batch], "off", "bound")
+            with _strike.struck(drawer, fault, "off") as (batch, _):
+                change = difference(target.call(batch, "off", "bound"), clean, relative=True)
+            with _strike.struck(drawer, fault, "threshold") as (batch, _):
+                struck.append(_largest(target, batch))
+            consequential.append(change > FLOAT_TOLERANCE)
+    return Residuals(np.array(sound), np.array(struck), np.array(consequential), _tail(np.array(sound), spec.seed))
+
+
+def _tail(sound: Array, seed: int) -> Tail | None:
+    found = fit_tail(sound, np.unique(sound), RARE, 0.95, np.random.default_rng(seed))
+    return None if found is None else found[0]
