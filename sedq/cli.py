@@ -1,4 +1,4 @@
-"""Command line: ``sedq demo``, ``sedq calibrate``, ``sedq live``, ``sedq scrub`` and ``sedq info``."""
+"""Command line: ``sedq demo``, ``sedq calibrate``, ``sedq campaign``, ``sedq scrub`` and ``sedq info``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from sedq import _info, demo, scrub
 from sedq._files import check_target, replacing
 from sedq.calibration import _command as calibrate
-from sedq.faults.live import command as live
+from sedq.faults import command as campaign
 
 __all__ = ["main"]
 
@@ -30,14 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     run.add_argument("--seed", type=int, default=0, help="of the faults (default 0)")
+    campaign.add_parser(commands)
     calibrate.add_parser(commands)
-    struck = commands.add_parser(
-        "live",
-        help="flip bits in the registers of a live processor",
-        description="Run an operator in another process, flip one bit of one register at a random moment, and classify "
-        "what becomes of it: masked, detected, detected without effect, missed, crash or hang. Linux on x86-64.",
-    )
-    live.add_options(struck)
     look = commands.add_parser(
         "scrub",
         help="look for corruption in the file of a table or a model",
@@ -121,13 +115,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "demo":
             return _demo(options)
+        if options.command == "campaign":
+            return campaign.run(options, check_target)
         if options.command == "calibrate":
             return calibrate.run(options)
+<<<<<<< HEAD
         if options.command == "live":
             check_target("--json", options.json)
             return live.main(options)
         if options.command == "scrub":
             return _scrub(options)
+=======
+>>>>>>> 2002cb9 (Add sedq campaign, and make sedq live a part of it)
         _info.show_versions()
     except (ValueError, OSError) as error:
         print(f"sedq: {error}", file=sys.stderr)

@@ -177,6 +177,18 @@ def test_strikes_at_known_places_are_classified(
 
 
 @needs_ptrace
+@pytest.mark.parametrize(
+    ("check", "outcome", "found"), [("off", "missed", ""), ("exact", "detected", "count"), ("full", "detected", "count")]
+)
+def test_rows_that_a_loop_left_out_are_counted(
+    check: str, outcome: str, found: str, session_of: Callable[[str, str], Session]
+) -> None:
+    trial = strike_at(session_of("qlinear", check), "_gemm:run_rows", "general", RDX, 0)  # 13 rows become 12
+    assert (trial.outcome, trial.check) == (outcome, found)
+    assert trial.damage > 0
+
+
+@needs_ptrace
 def test_an_error_that_is_no_detection_is_one(session_of: Callable[[str, str], Session]) -> None:
     s = session_of("bag", "exact")
     trial = strike_at(s, kernel(s, "range"), "general", RCX, 9)  # 600 rows become 88
@@ -243,7 +255,8 @@ def test_what_is_missed_without_checks_is_detected_with_them(operator: str) -> N
         assert len({t.function for t in result.trials}) > 1
     counts = Counter(t.outcome for t in silent.trials)
     assert counts["missed"] > 5
-    assert counts["detected"] == counts["benign"] == 0
+    # a flip of the level itself turns checks on
+    assert counts["detected"] + counts["benign"] <= 3 < counts["missed"]
     found = Counter(t.outcome for t in seen.trials)
     assert found["detected"] > 5
     assert found["missed"] <= 2
@@ -425,16 +438,29 @@ def test_functions_are_named_by_their_symbols(tmp_path: Path) -> None:
 
 
 @needs_ptrace
-def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "out.json"
-    assert cli.main(["live", "--operator", "bag", "--check", "digest", "--trials", "25", "--json", str(file)]) == 0
+def test_the_command_prints_and_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise live.LiveError("no result")
+
+    file, log = tmp_path / "out.json", tmp_path / "run.jsonl"
+    options = ["--operator", "bag", "--check", "digest", "--trials", "25", "--resume", str(log)]
+    assert cli.main(["campaign", "--live", *options, "--json", str(file)]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("bag 21 x 600 x 83, check='digest', ")
     assert "25 of 25" in printed.err
     written = json.loads(file.read_text())
     assert written["trials"] == 25
     assert sum(row["flips"] for row in written["by_kind"]) == sum(row["flips"] for row in written["by_function"]) == 25
-    assert cli.main(["live", "--dummy", "--trials", "3"]) == 0
-    assert cli.main(["live", "--check", "threshold"]) == 2
+    assert len(log.read_text().splitlines()) == 26
+    assert cli.main(["campaign", "--live", "--dummy", "--trials", "3"]) == 0
+    assert cli.main(["campaign", "--live", "--check", "threshold"]) == 2
     assert "sedq: check: got 'threshold'" in capsys.readouterr().err
-    assert cli.main(["live", "--json", str(tmp_path)]) == 2
+    assert cli.main(["campaign", "--live", "--json", str(tmp_path)]) == 2
+    monkeypatch.setattr(live, "run", fail)
+    assert cli.main(["campaign", "--live"]) == 2
+    assert "the run is invalid: no result" in capsys.readouterr().err
+    for option in (["--goal", "0.1"], ["--sites", "weights"], ["--batch", "3"], ["--list-sites"]):
+        assert cli.main(["campaign", "--live", *option]) == 2
+        assert f"sedq: {option[0]}: got " in capsys.readouterr().err

@@ -1,44 +1,47 @@
-"""The command line of live campaigns."""
+"""The part of ``sedq campaign`` that is about live faults."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from sedq._files import replacing
 from sedq.faults import live
 from sedq.faults.live.strikes import KINDS
 from sedq.faults.live.targets import OPERATORS
 
-__all__ = ["add_options", "main"]
+__all__ = ["add_options", "run"]
+
+TRIALS = 1000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a live campaign to a parser."""
-    parser.add_argument("--operator", choices=OPERATORS, default="qlinear", help="what is struck (default qlinear)")
-    parser.add_argument("--check", default="exact", help="its level of checking (default exact)")
-    parser.add_argument("--trials", type=int, default=1000, help="flips (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the flips (default 0)")
-    parser.add_argument(
+    group = parser.add_argument_group("faults in a live processor (Linux on x86-64)")
+    group.add_argument(
+        "--live",
+        action="store_true",
+        help="run an operator in another process, flip a bit of a register at a random moment, and classify what becomes of "
+        f"it; with --check, --trials (default {TRIALS}), --seed, --resume and --json",
+    )
+    group.add_argument("--operator", choices=OPERATORS, help="what is struck (default qlinear)")
+    group.add_argument(
         "--registers", nargs="+", choices=KINDS, help="classes to strike (default general, vector and, where present, mask)"
     )
-    parser.add_argument("--dummy", action="store_true", help="flip nothing: nothing may be reported")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="append each trial to FILE; go on with it if it exists")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    group.add_argument("--dummy", action="store_true", help="flip nothing: nothing may be reported")
 
 
-def main(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run a live campaign and print its figures; 0, or 1 if a flip was reported where there was none."""
     result = live.run(
-        options.operator,
+        options.operator or "qlinear",
         options.check,
-        trials=options.trials,
+        trials=TRIALS if options.trials is None else options.trials,
         seed=options.seed,
         registers=None if options.registers is None else tuple(options.registers),
         dummy=options.dummy,
-        log=options.log,
+        log=options.resume,
         progress=sys.stderr,
     )
     print(result.table())

@@ -1,0 +1,156 @@
+"""``sedq campaign``: inject faults into a model and say what its protection is worth."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sedq.datasets import load_msweb
+from sedq.dlrm import DLRM
+from sedq.faults import _pictures
+from sedq.faults._sites import site_names
+from sedq.faults._worker import InvalidRun
+from sedq.faults.campaign import Campaign
+from sedq.faults.live import LiveError
+from sedq.faults.live import command as live
+from sedq.faults.result import CampaignResult
+
+__all__ = ["add_parser", "run"]
+
+TRIALS = 10_000
+DEFAULTS = {"trials": TRIALS, "batch": 2, "workers": 1}
+LIVE_ONLY = ("operator", "registers", "dummy")
+
+EPILOG = (
+    "Exit status: 0 if the goal holds, 1 if it doesn't, 2 if the run is invalid (wrong arguments, a result without a fault "
+    "that changed, the log of another campaign). The goal: no fault that the check promises to see was missed, and no alarm "
+    "without one; with --goal RATE, the rate of consequential faults that were missed is no larger, at 95 % confidence. "
+    "With --live 1 if something was reported where nothing was flipped."
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to those of the command line."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "campaign",
+        help="inject many faults and count what becomes of them",
+        description="Inject faults into the packaged model or another, or with --live into the registers of a processor at "
+        "work, and count what becomes of them.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--model", type=Path, metavar="FILE", help="a file that DLRM.save wrote; answers synthetic requests")
+    parser.add_argument("--trials", type=int, metavar="N", help=f"how many faults (default {TRIALS})")
+    parser.add_argument("--sites", nargs="+", metavar="SITE", help="where they strike (default: everywhere)")
+    parser.add_argument("--list-sites", action="store_true", help="say which sites there are, and end")
+    parser.add_argument("--check", default="exact", metavar="LEVEL", help="level of checking: exact (default) or full")
+    parser.add_argument("--goal", type=float, metavar="RATE", help="largest rate of missed consequential faults")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults (default 0)")
+    parser.add_argument("--batch", type=int, metavar="N", help="requests per trial (default 2)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default 1)")
+    parser.add_argument(
+        "--resume", type=Path, metavar="FILE", help="log of the trials, to which a run that ended is resumed"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML report (needs matplotlib)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    live.add_options(parser)
+
+
+def _packaged(batch: int) -> tuple[DLRM, list[Any]]:
+    data = load_msweb()
+    c, r = data.calibration, data.heldout
+    model = DLRM(data.bottom, data.tables, data.top, data.modes)
+    model.quantize((c.dense, c.indices, c.offsets), include_last_offset=True)
+    # one batch in eight: as many different requests as trials can tell apart
+    return model, [r.batch(i, i + batch) for i in range(0, len(r), 8 * batch)]
+
+
+def _synthetic(model: DLRM, batch: int, seed: int, count: int = 256) -> list[Any]:
+    """Make requests for any model: normal dense features, 1 to 20 uniform rows per bag."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        dense = rng.normal(size=(batch, model.bottom[0].packed.shape[1])).astype(np.float32)
+        lengths = rng.integers(1, 21, (len(model.bags), batch))
+        indices = [rng.integers(0, bag.shape[0], n.sum()) for bag, n in zip(model.bags, lengths, strict=True)]
+        made.append((dense, indices, [np.concatenate([[0], np.cumsum(n)]) for n in lengths]))
+    return made
+
+
+def _check_options(options: argparse.Namespace, check_target: Callable[[str, Path | None], None]) -> None:
+    for name in ("resume", "report", "json"):
+        check_target(f"--{name}", getattr(options, name))
+    others = ("model", "sites", "list_sites", "goal", "batch", "workers", "report") if options.live else LIVE_ONLY
+    for name in others:
+        if getattr(options, name):
+            wanted = "none with --live" if options.live else "it with --live"
+            raise ValueError(f"--{name.replace('_', '-')}: got {getattr(options, name)!r}, expected {wanted}")
+    if options.live:
+        return
+    for name, default in DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    for name, least in (("trials", 1), ("batch", 1), ("workers", 1), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name}: got {getattr(options, name)}, expected {least} or more")
+    if options.check not in ("exact", "full"):
+        raise ValueError(f"--check: got {options.check!r}, expected 'exact' or 'full'")
+    if options.goal is not None and not 0 < options.goal < 1:
+        raise ValueError(f"--goal: got {options.goal}, expected a rate between 0 and 1")
+    if options.report is not None:
+        _pictures.require_matplotlib()
+
+
+def run(options: argparse.Namespace, check_target: Callable[[str, Path | None], None]) -> int:
+    """Run the command; `check_target` refuses what can't be written. Returns the exit status."""
+    _check_options(options, check_target)
+    if options.live:
+        return _live(options)
+    if options.model is None:
+        model, inputs = _packaged(options.batch)
+    else:
+        model = DLRM.load(options.model)
+        inputs = _synthetic(model, options.batch, options.seed)
+    if options.list_sites:
+        print("\n".join(site_names(model, inputs, options.check)))
+        return 0
+    try:
+        campaign = Campaign(model, inputs, sites=options.sites, rng=options.seed, check=options.check)
+        if options.goal is None and not campaign.promises():
+            raise ValueError(
+                f"--goal: got none, expected a rate: check={options.check!r} promises to see none of these faults"
+            )
+        print(campaign.plan(options.trials), file=sys.stderr)
+        result = _results(campaign, options)
+    except (InvalidRun, BrokenExecutor) as error:
+        print(f"sedq: the run is invalid: {error}", file=sys.stderr)
+        return 2
+    print(result.table())
+    if options.json is not None:
+        result.to_json(options.json, options.goal)
+    if options.report is not None:
+        result.to_html(options.report, options.goal)
+    goal = result.goal_of(options.goal)
+    print(f"goal {'holds' if goal['holds'] else 'DOES NOT HOLD'}")
+    return 0 if goal["holds"] else 1
+
+
+def _live(options: argparse.Namespace) -> int:
+    try:
+        return live.run(options)
+    except LiveError as error:
+        print(f"sedq: the run is invalid: {error}", file=sys.stderr)
+        return 2
+
+
+def _results(campaign: Campaign, options: argparse.Namespace) -> CampaignResult:
+    if options.workers == 1:
+        return campaign.run(options.trials, resume=options.resume, progress=True)
+    with ProcessPoolExecutor(min(options.workers, 4 * (os.cpu_count() or 1))) as executor:
+        return campaign.run(options.trials, executor=executor, resume=options.resume, progress=True)

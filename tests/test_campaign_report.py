@@ -1,0 +1,309 @@
+"""What a campaign hands on: JSON of a schema, a report that needs no other file, the command and its exit status."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sedq
+from sedq import _statistics, cli, demo, faults
+from sedq.datasets import load_msweb
+from sedq.faults import _summary, command, targets
+
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def result() -> faults.CampaignResult:
+    """A campaign on part of the packaged model's requests."""
+    data = load_msweb()
+    batches = [data.heldout.batch(i, i + 8) for i in range(0, 2400, 25)]
+    return faults.Campaign(demo.build(data), batches).run(900)
+
+
+@pytest.fixture(scope="module")
+def document(result: faults.CampaignResult) -> Document:
+    return result.document()
+
+
+def validator() -> Any:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(faults.schema())
+    return jsonschema.Draft202012Validator(faults.schema())
+
+
+# ---- JSON
+
+
+def test_documents_fit_the_schema(result: faults.CampaignResult, tmp_path: Path) -> None:
+    valid = validator()
+    rng = np.random.default_rng(0)
+    packed = sedq.pack_weights(rng.integers(-128, 128, (9, 8), dtype=np.int8))
+    small = faults.Campaign(packed, [rng.integers(0, 256, (2, 8), dtype=np.uint8)], tolerance=0.5).run(3)
+    for i, (found, rate) in enumerate(((result, None), (result, 0.25), (small, None))):
+        path = tmp_path / f"{i}.json"
+        found.to_json(path, rate)
+        written = json.loads(path.read_text(encoding="ascii"))
+        valid.validate(written)
+        assert written == json.loads(json.dumps(found.document(rate)))
+        assert written["goal"]["rate"] == rate
+    assert written["auc"] == {"all": None, "promised": None}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda d: d.update(extra=1),
+        lambda d: d.pop("goal"),
+        lambda d: d.update(version=2),
+        lambda d: d["total"].update(extra=1),
+        lambda d: d["sites"][0].pop("promised"),
+        lambda d: d["sites"][0].update(model="BitFlip"),
+        lambda d: d["strata"][0].pop("model"),
+        lambda d: d["bits"][0].update(bit=64),
+        lambda d: d["models"][0]["detection"].update(rate=1.5),
+        lambda d: d["models"][0]["outcomes"].update(sdc=-1),
+        lambda d: d["listed"][0].update(outcome="lost"),
+        lambda d: d["auc"].pop("promised"),
+        lambda d: d.update(reference="0"),
+    ],
+)
+def test_the_schema_refuses_what_it_does_not_describe(document: Document, spoil: Any) -> None:
+    wrong = copy.deepcopy(document)
+    spoil(wrong)
+    assert not validator().is_valid(wrong)
+
+
+def test_figures_add_up(result: faults.CampaignResult, document: Document) -> None:
+    records = result.records
+    total = document["total"]
+    assert total["trials"] == len(records) == 900
+    for name in ("sites", "models", "strata"):
+        for count in ("trials", "consequential", "missed", "corrected"):
+            assert sum(row[count] for row in document[name]) == total[count]
+        for outcome, count in total["outcomes"].items():
+            assert sum(row["outcomes"][outcome] for row in document[name]) == count
+    assert sum(row["trials"] for row in document["bits"]) == sum(
+        1 for r in records if r["bit"] >= 0 and r["model"] != "PairedError"
+    )
+    for row in document["sites"]:
+        seen, n = row["consequential"] - row["missed"], row["consequential"]
+        assert (row["detection"]["low"], row["detection"]["high"]) == _statistics.interval(seen, n)
+        assert row["missed_bound"] == _statistics.upper_bound(row["missed"], n)
+        promised = [r for r in records if _summary.stratum(r) == row["site"] and _summary.promised(r, "exact")]
+        assert row["promised"]["trials"] == len(promised)
+    promised_total = total["promised"]
+    assert document["goal"] == {"rate": None, **promised_total, "false_alarms": 0, "holds": True}
+    bad = [r for r in records if r["outcome"] in ("sdc", "miscorrected", "crash", "hang", "false_alarm")]
+    assert len(document["listed"]) + document["unlisted"] == len(bad)
+    assert all("scores" not in r for r in document["listed"])
+
+
+def test_protection_keeps_the_area_under_the_curve(document: Document) -> None:
+    promised, every = document["auc"]["promised"], document["auc"]["all"]
+    assert promised["protected"] == promised["without_faults"]
+    assert promised["unprotected"] < promised["without_faults"] - 0.002
+    assert every["unprotected"] < every["protected"] < every["without_faults"]
+
+
+def test_a_goal_is_a_bound_and_no_estimate(result: faults.CampaignResult) -> None:
+    missed = result.outcomes["sdc"] + result.outcomes["miscorrected"]
+    consequential = missed + result.outcomes["detected_consequential"]
+    estimate, bound = missed / consequential, _statistics.upper_bound(missed, consequential)
+    assert estimate < bound
+    assert not result.goal_of((estimate + bound) / 2)["holds"]
+    assert result.goal_of(bound)["holds"]
+
+
+def test_nothing_is_stated_as_certain(result: faults.CampaignResult) -> None:
+    text = result.table()
+    assert "100.00%" not in text
+    assert re.search(r"0 of \d+ missed: rate < 0\.\d+", text)
+    assert "none was consequential" in text
+
+
+# ---- HTML
+
+
+class Page(HTMLParser):
+    """What a page refers to, its text, and whether its tags are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.alternatives: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+        given = dict(attrs)
+        self.sources += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+        if tag == "img":
+            self.alternatives.append(given.get("alt") or "")
+        if tag not in ("meta", "img", "br"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_report_needs_no_other_file(result: faults.CampaignResult, document: Document, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "report.html"
+    result.to_html(path)
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.sources) == 5
+    assert all(page.alternatives)
+    for source in page.sources:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/png;base64"
+        png = base64.b64decode(data, validate=True)
+        assert png.startswith(b"\x89PNG")
+        assert len(png) > 10_000
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "The goal holds." in page.text
+    assert f"0 of {document['goal']['consequential']:,} such consequential faults" in page.text
+    assert "900 trials" in page.text
+    total = document["total"]
+    assert f"{sum(total['rungs'].values())} faults were noticed; {total['corrected']} of these" in page.text
+    assert document["reference"] in page.text
+    for row in document["sites"]:
+        assert row["site"] in page.text
+
+
+def test_a_report_of_little_and_of_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    packed = sedq.pack_weights(rng.integers(-128, 128, (9, 8), dtype=np.int8))
+    batches = [rng.integers(1, 256, (2, 8), dtype=np.uint8)]
+    few = faults.Campaign(packed, batches, models=[faults.Dummy()]).run(1)
+    few.to_html(tmp_path / "few.html")
+    page = Page((tmp_path / "few.html").read_text())
+    assert len(page.sources) == 1
+    assert "The goal holds. Goal: " in page.text
+    assert "none of these faults is promised to be seen. 0 false alarms." in page.text
+    call = targets.ProductTarget.call
+    monkeypatch.setattr(targets.ProductTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
+    failed = faults.Campaign(packed, batches, sites=["weights"]).run(50)
+    failed.to_html(tmp_path / "failed.html", 0.01)
+    page = Page((tmp_path / "failed.html").read_text())
+    assert "The goal does not hold." in page.text
+    assert "at most 0.01 of all consequential faults are missed" in page.text
+
+
+def test_what_a_report_quotes_is_escaped(document: Document) -> None:
+    pytest.importorskip("matplotlib")
+    from sedq.faults.report import render
+
+    wrong = copy.deepcopy(document)
+    name = "<script>alert(1)</script>"
+    wrong["campaign"]["target"] = wrong["sites"][0]["site"] = wrong["listed"][0]["part"] = name
+    text = render(wrong, None)
+    assert name not in text
+    assert text.count(html.escape(name)) >= 3
+
+
+# ---- the command
+
+
+def run(*arguments: object) -> int:
+    return cli.main(["campaign", *map(str, arguments)])
+
+
+def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    log, report, figures = (tmp_path / name for name in ("run.jsonl", "out.html", "out.json"))
+    options = ["--trials", 90, "--sites", "weights", "table.codes", "--seed", 3, "--batch", 1]
+    assert run(*options, "--resume", log, "--report", report, "--json", figures) == 0
+    printed = capsys.readouterr()
+    assert "90 trials in 20 strata" in printed.err
+    assert printed.out.splitlines()[-1] == "goal holds"
+    written = json.loads(figures.read_text())
+    validator().validate(written)
+    assert written["campaign"]["seed"] == 3
+    assert {row["site"] for row in written["sites"]} == {"weights", "table.codes"}
+    assert "The goal holds." in report.read_text()
+    assert len(log.read_text().splitlines()) == 91
+    assert run(*options, "--resume", log) == 0
+    assert printed.out in capsys.readouterr().out
+
+
+def test_exit_status_1_if_the_goal_does_not_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ["--trials", 60, "--sites", "requantised", "--batch", 1]
+    assert run(*options) == 2  # it isn't promised
+    assert "--goal: got none" in capsys.readouterr().err
+    assert run(*options, "--goal", 0.1) == 1
+    assert run("--trials", 60, "--sites", "table.scale", "--goal", 0.2) == 0
+    call = targets.ModelTarget.call
+    monkeypatch.setattr(targets.ModelTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
+    figures = tmp_path / "out.json"
+    assert run("--trials", 60, "--sites", "table.scale", "--json", figures) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "goal DOES NOT HOLD"
+    assert not json.loads(figures.read_text())["goal"]["holds"]
+
+
+def test_exit_status_2_if_the_run_is_invalid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "run.jsonl"
+    assert run("--trials", 20, "--batch", 1, "--resume", log) == 0
+    wrong: list[tuple[list[object], str]] = [
+        (["--batch", 1, "--resume", log, "--seed", 1], "is of another campaign"),
+        (["--trials", 0], "--trials: got 0"),
+        (["--batch", 0], "--batch: got 0"),
+        (["--workers", 0], "--workers: got 0"),
+        (["--seed", -1], "--seed: got -1"),
+        (["--goal", 1.5], "--goal: got 1.5"),
+        (["--check", "digest"], "--check: got 'digest', expected 'exact' or 'full'"),
+        (["--registers", "vector"], "--registers: got ['vector'], expected it with --live"),
+        (["--dummy"], "--dummy: got True"),
+        (["--sites", "floor"], "sites: got ['floor']"),
+        (["--json", tmp_path], "--json"),
+        (["--report", tmp_path / "no" / "out.html"], "--report"),
+        (["--model", tmp_path / "no.sedq"], "no.sedq"),
+    ]
+    for options, message in wrong:
+        assert run("--trials", 20, *options) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr("sedq.faults._pictures.require_matplotlib", _missing)
+    assert run("--trials", 20, "--report", tmp_path / "out.html") == 2
+    assert "pip install sedq[report]" in capsys.readouterr().err
+    assert not (tmp_path / "out.html").exists()
+
+
+def _missing() -> None:
+    raise ValueError("report: needs matplotlib, which isn't installed: pip install sedq[report]")
+
+
+def test_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = load_msweb()
+    demo.build(data).save(tmp_path / "model.sedq")
+    options = ["--model", tmp_path / "model.sedq", "--batch", 2, "--trials", 40]
+    assert run(*options) == 0
+    printed = capsys.readouterr().out
+    assert run(*options, "--workers", 2) == 0
+    assert capsys.readouterr().out == printed
+    assert run(*options, "--list-sites") == 0
+    names = capsys.readouterr().out.split()
+    model, inputs = command._packaged(2)
+    assert names == faults.site_names(model, inputs)
