@@ -119,14 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return campaign.run(options, check_target)
         if options.command == "calibrate":
             return calibrate.run(options)
-<<<<<<< HEAD
-        if options.command == "live":
-            check_target("--json", options.json)
-            return live.main(options)
         if options.command == "scrub":
             return _scrub(options)
-=======
->>>>>>> 2002cb9 (Add sedq campaign, and make sedq live a part of it)
         _info.show_versions()
     except (ValueError, OSError) as error:
         print(f"sedq: {error}", file=sys.stderr)
