@@ -238,7 +238,7 @@ def test_a_dummy_campaign_reports_nothing(operator: str, check: str) -> None:
     assert result.passed
 
 
-TRIALS = 300  # of which some twenty are consequential, so that fewer than six are out of the question
+TRIALS = 1000  # of which forty or more are consequential on every instruction set: fewer than ten are out of the question
 
 
 @needs_ptrace
@@ -254,12 +254,11 @@ def test_what_is_missed_without_checks_is_detected_with_them(operator: str) -> N
         assert {t.module for t in result.trials} <= {"_dispatch", "_gemm", "_embedding"}
         assert len({t.function for t in result.trials}) > 1
     counts = Counter(t.outcome for t in silent.trials)
-    assert counts["missed"] > 5
     # a flip of the level itself turns checks on
-    assert counts["detected"] + counts["benign"] <= 3 < counts["missed"]
+    assert counts["missed"] >= 10 > counts["detected"] + counts["benign"]
     found = Counter(t.outcome for t in seen.trials)
-    assert found["detected"] > 5
-    assert found["missed"] <= 2
+    assert found["detected"] >= 10
+    assert found["missed"] <= 3
 
 
 @needs_ptrace
