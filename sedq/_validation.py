@@ -27,8 +27,9 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-UINT8, INT32, INT64 = np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64)
+UINT8, INT32, INT64, FLOAT32 = np.dtype(np.uint8), np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.float32)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+FEW = 4096
 FLOAT32_TINY = 2.0**-126  # below it the reciprocal may overflow
 
 
@@ -73,22 +74,25 @@ def float_rows(x: ArrayLike, k: int, name: str = "x") -> Array:
 
 def _finite(name: str, a: Array) -> Array:
     """Return a C-contiguous float32 array, of finite numbers."""
-    with np.errstate(over="ignore"):
-        a = np.require(a, np.float32, ["C", "A"])
-    if not np.isfinite(a).all():
+    if a.dtype is not FLOAT32 or not a.flags.carray:
+        with np.errstate(over="ignore"):
+            a = np.require(a, np.float32, ["C", "A"])
+    # of few numbers the sum of squares is soon told, and is finite only if they are
+    if not (a.size < FEW and math.isfinite(np.vdot(a, a))) and not np.isfinite(a).all():
         raise ValueError(f"{name}: got NaN or infinite values, expected finite ones in the range of float32")
     return a
 
 
 def finite_array(name: str, value: ArrayLike, shape: Sequence[int | None]) -> Array:
     """Return a C-contiguous float32 array of finite numbers; None in `shape` stands for any length."""
-    wanted = ", ".join("any" if n is None else str(n) for n in shape)
-    expected = f"float32 of shape ({wanted}{',' if len(shape) == 1 else ''})"
-    a = array(name, value, expected)
-    fits = a.ndim == len(shape) and all(want in (None, got) for got, want in zip(a.shape, shape, strict=True))
-    if a.dtype.kind not in "fiu" or not fits:
-        raise ValueError(f"{name}: got {describe(a)}, expected {expected}")
-    return _finite(name, a)
+    if type(value) is not np.ndarray or value.shape != shape or value.dtype is not FLOAT32:  # else all is right, and soon
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        expected = f"float32 of shape ({wanted}{',' if len(shape) == 1 else ''})"
+        value = array(name, value, expected)
+        fits = value.ndim == len(shape) and all(want in (None, got) for got, want in zip(value.shape, shape, strict=True))
+        if value.dtype.kind not in "fiu" or not fits:
+            raise ValueError(f"{name}: got {describe(value)}, expected {expected}")
+    return _finite(name, value)
 
 
 def output(out: Array | None, shape: Sequence[int], dtype: DTypeLike, inputs: Sequence[Array | None] = ()) -> Array:

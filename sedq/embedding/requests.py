@@ -45,7 +45,8 @@ def bags(indices: ArrayLike, offsets: ArrayLike | None, include_last_offset: boo
 
 def weights_of(weights: ArrayLike, shape: tuple[int, ...]) -> Array:
     """Return per-sample weights of finite numbers, one-dimensional."""
-    return _validation.finite_array("per_sample_weights", weights, shape).reshape(-1)
+    a = _validation.finite_array("per_sample_weights", weights, shape)
+    return a if a.ndim == 1 else a.reshape(-1)
 
 
 class Limit(NamedTuple):
@@ -56,16 +57,19 @@ class Limit(NamedTuple):
     growth: tuple[float, ...] = (0.0,) * _embedding.GROWTH_TERMS
 
 
+BOUND = Limit(_embedding.LIMIT_BOUND)
+
+
 def limit(threshold: Any, bag: Any) -> Limit:
     """Return what the residual of a sum of a bag is compared with."""
     if isinstance(threshold, str) and threshold == "bound":
-        return Limit(_embedding.LIMIT_BOUND)
+        return BOUND
     if isinstance(threshold, str) and threshold == "paper":
         return Limit(_embedding.LIMIT_REFERENCE, PAPER_BOUND)
     if hasattr(threshold, "growth"):  # a calibration; those with the bound say so by an infinite threshold
         growth = threshold.growth(bag)
         if threshold.threshold == math.inf:
-            return Limit(_embedding.LIMIT_BOUND)
+            return BOUND
         return Limit(_embedding.LIMIT_GROWTH, threshold.threshold, growth)
     number = getattr(threshold, "threshold", threshold)
     real = isinstance(number, (int, float, np.floating, np.integer)) and not isinstance(number, bool)
