@@ -1,8 +1,8 @@
 /* Parts of the AVX2 bags: one row's codes into accumulators, accumulators into columns, and the sums of 8 rows' words.
  *
  * 8 accumulators of 8 columns, a block of 64, stay in registers. Which column a lane holds is what costs the fewest
- * shuffles: 32 bytes are spread by vpshufb within their halves, so that accumulator k of 4 has the bytes 4k .. 4k+3 of either
- * half; packed codes have accumulators of their own for each position in a byte. `columns` puts them in order, once a bag. */
+ * shuffles: of 32 bytes, accumulator k of 4 has byte k of each word of 32 bits; packed codes have accumulators of their own
+ * for each position in a byte. `columns` puts them in order, once a bag. */
 #ifndef SEDQ_EMBEDDING_AVX2_H
 #define SEDQ_EMBEDDING_AVX2_H
 
@@ -10,19 +10,28 @@
 
 #include <immintrin.h>
 
+/* one that can't see what an address is made of adds constants to it where it is used, not to its parts, in registers */
+#define HIDE_ADDRESS(p) __asm__ volatile("" : "+r"(p))
+
 #define INLINE static inline __attribute__((always_inline))
 
 /* Bytes of codes that one load brings, but where a row has fewer left: these fill GROUP(bits) accumulators. */
 #define GROUP_BYTES(BITS) ((BITS) <= 8 ? 8 : (BITS))
 #define GROUP(BITS) ((BITS) <= 8 ? 8 / (BITS) : 1)
 
-INLINE __m256i spread(__m256i x, int k)
+/* Masks for vpshufb that bring byte K of each word of 32 bits down. */
+#define WORD(I, K) 4 * I + K, -1, -1, -1
+#define HALF(K) WORD(0, K), WORD(1, K), WORD(2, K), WORD(3, K)
+static const int8_t inner_bytes[2][32] __attribute__((aligned(32))) = {{HALF(1), HALF(1)}, {HALF(2), HALF(2)}};
+
+/* Byte k of each word. `inner`: the masks, which a loop without a register to spare takes from memory. */
+INLINE __m256i byte_of(__m256i x, int k, const int8_t (*inner)[32])
 {
-    const __m256i to = _mm256_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1, 0, -1, -1, -1, 1, -1,
-                                        -1, -1, 2, -1, -1, -1, 3, -1, -1, -1);
-    const __m256i low = _mm256_set1_epi32(0xff);
-    const __m256i from = _mm256_or_si256(to, _mm256_and_si256(_mm256_set1_epi32(4 * k), low));
-    return _mm256_shuffle_epi8(x, from);
+    if (k == 0)
+        return _mm256_and_si256(x, _mm256_set1_epi32(0xff));
+    if (k == 3)
+        return _mm256_srli_epi32(x, 24);
+    return _mm256_shuffle_epi8(x, _mm256_load_si256((const __m256i *)inner[k - 1]));
 }
 
 INLINE __m256 add_codes(__m256 factor, __m256i codes, __m256 acc)
@@ -82,6 +91,19 @@ INLINE void add_group(const int BITS, __m256i x, __m256 factor, __m256 *acc)
 /* How many accumulators are filled from loads of 32 bytes. A last group that may be short isn't. */
 #define WIDE(BITS, NV, OWN) ((BITS) == 8 ? ((NV) - !(OWN)) / 4 * 4 : (BITS) == 4 && (OWN) ? (NV) / 8 * 8 : 0)
 
+/* 32 bytes of codes times factor into 32 / BITS accumulators. */
+INLINE void add_wide(const int BITS, __m256i x, __m256 factor, __m256 *acc, const int8_t (*inner)[32])
+{
+    const __m256i low = _mm256_set1_epi8(15);
+#pragma GCC unroll 2
+    for (int p = 0; p < 8 / BITS; p++) {
+        const __m256i codes = BITS == 8 ? x : _mm256_and_si256(p ? _mm256_srli_epi32(x, 4) : x, low);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++)
+            acc[4 * p + k] = add_codes(factor, byte_of(codes, k, inner), acc[4 * p + k]);
+    }
+}
+
 /* One row's codes, NV accumulators of them, times factor; returns `sum` with their bytes added. last: bytes of the last
  * group, where rows aren't ours. */
 INLINE __m256i add_row(const int BITS, const int NV, const int OWN, const int check, const uint8_t *codes, int64_t last,
@@ -91,18 +113,12 @@ INLINE __m256i add_row(const int BITS, const int NV, const int OWN, const int ch
 #pragma GCC unroll 8
     for (int z = 0; z < WIDE(BITS, NV, OWN); z += 32 / BITS) {
         const __m256i x = _mm256_loadu_si256((const __m256i *)(codes + z * BITS));
-        if (check)
+        const int8_t(*inner)[32] = inner_bytes;
+        if (check) {
+            HIDE_ADDRESS(inner); /* or the compiler keeps masks in registers, and accumulators on the stack */
             sum = _mm256_add_epi64(sum, _mm256_sad_epu8(x, zero));
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) {
-            const __m256i q = spread(x, k);
-            if (BITS == 8) {
-                acc[z + k] = add_codes(factor, q, acc[z + k]);
-            } else {
-                acc[2 * k] = add_codes(factor, _mm256_and_si256(q, _mm256_set1_epi32(15)), acc[2 * k]);
-                acc[2 * k + 1] = add_codes(factor, _mm256_srli_epi32(q, 4), acc[2 * k + 1]);
-            }
         }
+        add_wide(BITS, x, factor, acc + z, inner);
     }
 #pragma GCC unroll 8
     for (int z = WIDE(BITS, NV, OWN); z < NV; z += GROUP(BITS)) {
@@ -123,35 +139,41 @@ INLINE void interleave(__m256 even, __m256 odd, float *out, int apart)
     _mm256_store_ps(out + apart, _mm256_permute2f128_ps(low, high, 0x31));
 }
 
+/* Accumulators of columns 4i + k as 32 columns. */
+INLINE void interleave_4(const __m256 *acc, float *out)
+{
+    float pairs[32] __attribute__((aligned(32))); /* columns 4i, 4i + 2, ...; then 4i + 1, 4i + 3, ... */
+    interleave(acc[0], acc[2], pairs, 8);
+    interleave(acc[1], acc[3], pairs + 16, 8);
+    interleave(_mm256_load_ps(pairs), _mm256_load_ps(pairs + 16), out, 8);
+    interleave(_mm256_load_ps(pairs + 8), _mm256_load_ps(pairs + 24), out + 16, 8);
+}
+
 /* Accumulators in the order of columns. */
 INLINE void columns(const int BITS, const int NV, const int OWN, const __m256 *acc, float *out)
 {
     const int wide = WIDE(BITS, NV, OWN);
 #pragma GCC unroll 8
-    for (int z = 0; z < wide; z += 2) {
-        if (BITS == 8) { /* bytes 4k .. of either half */
-            const int at = z / 4 * 32 + z % 4 * 4;
-            const __m256 a = acc[z], b = acc[z + 1];
-            _mm256_storeu_ps(out + at, _mm256_permute2f128_ps(a, b, 0x20));
-            _mm256_storeu_ps(out + at + 16, _mm256_permute2f128_ps(a, b, 0x31));
+    for (int z = 0; z < wide; z += 32 / BITS) {
+        if (BITS == 8) {
+            interleave_4(acc + z, out + 8 * z);
         } else {
-            interleave(acc[z], acc[z + 1], out + z / 2 * 8, 32);
+            float halves[64] __attribute__((aligned(32))); /* even columns, then odd ones */
+            interleave_4(acc + z, halves);
+            interleave_4(acc + z + 4, halves + 32);
+            for (int j = 0; j < 32; j += 8)
+                interleave(_mm256_load_ps(halves + j), _mm256_load_ps(halves + 32 + j), out + 8 * z + 2 * j, 8);
         }
     }
 #pragma GCC unroll 8
     for (int z = wide; z < NV; z += GROUP(BITS)) {
         float *to = out + z * 8;
-        if (BITS == 4) {
+        if (BITS == 4)
             interleave(acc[z], acc[z + 1], to, 8);
-        } else if (BITS == 2) {
-            float pairs[32] __attribute__((aligned(32))); /* columns 4i, 4i + 2, ...; then 4i + 1, 4i + 3, ... */
-            interleave(acc[z], acc[z + 2], pairs, 8);
-            interleave(acc[z + 1], acc[z + 3], pairs + 16, 8);
-            interleave(_mm256_load_ps(pairs), _mm256_load_ps(pairs + 16), to, 8);
-            interleave(_mm256_load_ps(pairs + 8), _mm256_load_ps(pairs + 24), to + 16, 8);
-        } else {
+        else if (BITS == 2)
+            interleave_4(acc + z, to);
+        else
             _mm256_store_ps(to, acc[z]);
-        }
     }
 }
 
@@ -165,6 +187,28 @@ typedef struct {
     __m256d products, biases, product_sizes, bias_sizes;
     uint64_t visited; /* rows */
 } lane_sums;
+
+INLINE lane_sums no_sums(void)
+{
+    lane_sums s;
+    s.bytes = s.all = s.odd = s.weights = _mm256_setzero_si256();
+    s.products = s.biases = s.product_sizes = s.bias_sizes = _mm256_setzero_pd();
+    s.visited = 0;
+    return s;
+}
+
+INLINE void add_sums(const lane_sums *s, lane_sums *to)
+{
+    to->bytes = _mm256_add_epi64(to->bytes, s->bytes);
+    to->all = _mm256_add_epi64(to->all, s->all);
+    to->odd = _mm256_add_epi64(to->odd, s->odd);
+    to->weights = _mm256_add_epi64(to->weights, s->weights);
+    to->products = _mm256_add_pd(to->products, s->products);
+    to->biases = _mm256_add_pd(to->biases, s->biases);
+    to->product_sizes = _mm256_add_pd(to->product_sizes, s->product_sizes);
+    to->bias_sizes = _mm256_add_pd(to->bias_sizes, s->bias_sizes);
+    to->visited += s->visited;
+}
 
 /* words and digests of rows 0 .. 3 in the low halves, 4 .. 7 in the high ones */
 typedef struct {
