@@ -1,7 +1,7 @@
-/* EmbeddingBag for AVX2, every kind of table: a walk over the bag's rows for each block of 64 columns (embedding_avx2_loops.h),
- * its output, and what was read against the digests. */
+/* EmbeddingBag for AVX2, every kind of table: a walk over the bag's rows for each block of 64 columns
+ * (embedding_loops_avx2.c), its output, and what was read against the digests. */
 #include "context.h"
-#include "embedding_avx2_loops.h"
+#include "embedding_loops_avx2.h"
 #include "fault_hook.h"
 
 #include <math.h>
@@ -69,8 +69,8 @@ static uint64_t sum_indices(const void *indices, int index_bytes, int64_t begin,
 }
 
 /* Bytes, words and indices as read against digests. Without a fault both sides are one number, sum of bytes << 40 + the
- * rest; it is compared in units of 2^32 and what is below, which can't wrap. Neither can sums of halves, so that those of the
- * low ones follow from those of all, which may. */
+ * rest; it is compared in units of 2^32 and what is below, which can't wrap. Neither can sums of halves, so that those of
+ * the low ones follow from those of all, which may. */
 static void compare_digests(const lane_sums *s, uint64_t indices, sedq_bag_sums *sums)
 {
     const __m256i low_halves = _mm256_sub_epi64(s->all, _mm256_slli_epi64(s->odd, 32));
@@ -84,21 +84,17 @@ static void compare_digests(const lane_sums *s, uint64_t indices, sedq_bag_sums 
     sums->params = same ? 0 : (uint64_t)low;
 }
 
-/* The rows that no earlier ones prefetch. */
-static void prefetch_first(const request *q)
+/* Cache lines that a row of `width` bytes may touch, given by how many bytes rows are aligned. */
+static int64_t lines_of(const sedq_table *t)
 {
-    const int64_t n = q->total < AHEAD ? q->total : AHEAD;
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t row = index_at(q->indices, q->index_bytes, i);
-        prefetch_row(q->t->format != SEDQ_FOREIGN, TO_L2, q, (const uint8_t *)q->t->rows + row * q->t->stride, row);
-    }
+    const int64_t apart = t->stride & -t->stride, aligned = apart < 64 ? apart : 64;
+    return (64 - aligned + t->width + 63) / 64;
 }
 
 static void bag(const sedq_table *t, const void *indices, int index_bytes, const float *weights, int64_t begin,
                 int64_t end, int64_t total, float divisor, float *out, int check, sedq_bag_sums *sums)
 {
     const void *volatile again = indices;
-    const int to = t->num_rows * t->stride <= L2_BYTES ? TO_L1 : TO_L2;
     const request q = {
         .t = t, .indices = indices, .weights = weights, .begin = begin, .end = end, .total = total,
         .second = t->width > 64 ? 64 : t->width - 1,
@@ -109,10 +105,10 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     __m256d pooled = _mm256_setzero_pd();
     __m256i bits = _mm256_setzero_si256();
     if (begin == 0)
-        prefetch_first(&q);
+        sedq_prefetch_first_avx2(&q);
     for (int64_t column = 0; column < t->dim; column += COLUMNS) {
         const int64_t n = t->dim - column < COLUMNS ? t->dim - column : COLUMNS;
-        const float bias = loop_for(t, n, check != 0)(&q, column, acc, &s);
+        const float bias = sedq_bag_loop_avx2(t, n, check != 0)(&q, column, acc, &s);
         SEDQ_FAULT_BAG(acc, n);
         finish(acc, n, bias, divisor, out + column, check, &pooled, &bits);
     }

@@ -1,46 +1,19 @@
 /* The AVX2 loops over a bag's rows.
  *
- * A bag is walked once per block of 64 columns. The first walk also prefetches rows, across the ends of bags, and notes where
- * they are; after every 64 of them their words and digests are added up, 8 rows at a time: a row's share of scalar work is
- * what costs in a table that is in cache. Rows of ours whose codes fill whole loads have loops of their own (OWN); the others
- * take the words from where the table says. */
-#ifndef SEDQ_EMBEDDING_AVX2_LOOPS_H
-#define SEDQ_EMBEDDING_AVX2_LOOPS_H
-
-#include "embedding_avx2.h"
+ * A bag is walked once per block of 64 columns. The first walk also prefetches rows, across the ends of bags, and notes
+ * where they are; after every 64 of them their words and digests are added up, 8 rows at a time: a row's share of scalar
+ * work is what costs in a table that is in cache. Rows of ours whose codes fill whole loads have loops of their own (OWN);
+ * the others take the words from where the table says. No fault hook is in here: these many loops are compiled once. */
+#include "embedding_loops_avx2.h"
 
 #include <math.h>
 
 /* the cache that rows are prefetched to: L2 can wait for far more lines than L1 */
 enum { NO_PREFETCH, TO_L1, TO_L2 };
-enum { L2_BYTES = 1 << 20, AHEAD = 32, COLUMNS = 64, ROWS = 64, TAIL = 16 };
+enum { L2_BYTES = 1 << 20, AHEAD = 32, ROWS = 64, TAIL = 16 };
 
 /* a compiler that can't see where a value comes from can't merge what is to be computed twice */
 #define HIDE(x) __asm__ volatile("" : "+x"(x))
-
-/* what a bag asks for */
-typedef struct {
-    const sedq_table *t;
-    const void *indices;
-    const float *weights;
-    int64_t begin, end, total;
-    int64_t second, lines; /* where a row's second cache line is at the latest, and how many lines it may touch */
-    int index_bytes;
-} request;
-
-INLINE int64_t index_at(const void *indices, int index_bytes, int64_t i)
-{
-    if (index_bytes == 4)
-        return ((const int32_t *)indices)[i];
-    return ((const int64_t *)indices)[i];
-}
-
-/* Cache lines that a row of `width` bytes may touch, given by how many bytes rows are aligned. */
-static int64_t lines_of(const sedq_table *t)
-{
-    const int64_t apart = t->stride & -t->stride, aligned = apart < 64 ? apart : 64;
-    return (64 - aligned + t->width + 63) / 64;
-}
 
 /* what stands in for the words and digest of rows that a block of rows lacks */
 static const uint8_t no_row[TAIL];
@@ -257,38 +230,36 @@ INLINE float accumulate(const int BITS, const int NV, const int OWN, const int c
     return w.bias;
 }
 
-typedef float (*accumulate_fn)(const request *, int64_t, float *, lane_sums *);
-
 #define ACCUMULATE(BITS, NV, OWN, CHECK, TO)                                                                           \
     static __attribute__((noinline)) float accumulate_##BITS##_##NV##_##OWN##_##CHECK##_##TO(                          \
         const request *q, int64_t column, float *acc, lane_sums *s)                                                    \
     {                                                                                                                  \
         return accumulate(BITS, NV, OWN, CHECK, TO, tails_##BITS##_##OWN, q, column, acc, s);                          \
     }
-#define OURS(BITS, NV)                                                                                                 \
-    ACCUMULATE(BITS, NV, 1, 0, TO_L1)                                                                                  \
-    ACCUMULATE(BITS, NV, 1, 0, TO_L2)                                                                                  \
-    ACCUMULATE(BITS, NV, 1, 1, TO_L1)                                                                                  \
-    ACCUMULATE(BITS, NV, 1, 1, TO_L2)
-#define OTHERS(BITS, NV) ACCUMULATE(BITS, NV, 0, 0, TO_L2) ACCUMULATE(BITS, NV, 0, 1, TO_L2)
-#define BOTH(BITS, NV) OURS(BITS, NV) OTHERS(BITS, NV)
+#define PAIR(BITS, NV, OWN, TO) ACCUMULATE(BITS, NV, OWN, 0, TO) ACCUMULATE(BITS, NV, OWN, 1, TO)
+#define QUANTISED(BITS, NV) PAIR(BITS, NV, 1, TO_L1) PAIR(BITS, NV, 1, TO_L2) PAIR(BITS, NV, 0, TO_L2)
+#define REAL(BITS, NV) PAIR(BITS, NV, 1, TO_L2) PAIR(BITS, NV, 0, TO_L2)
 #define EIGHT(X, BITS) X(BITS, 1) X(BITS, 2) X(BITS, 3) X(BITS, 4) X(BITS, 5) X(BITS, 6) X(BITS, 7) X(BITS, 8)
-EIGHT(BOTH, 8) EIGHT(BOTH, 16) EIGHT(BOTH, 32) BOTH(4, 2) BOTH(4, 4) BOTH(4, 6) BOTH(4, 8) BOTH(2, 4) BOTH(2, 8)
+EIGHT(QUANTISED, 8)
+QUANTISED(4, 2) QUANTISED(4, 4) QUANTISED(4, 6) QUANTISED(4, 8) QUANTISED(2, 4) QUANTISED(2, 8)
+EIGHT(REAL, 16)
+EIGHT(REAL, 32)
 
-/* by whether rows are ours, whether to check, and the cache that they are prefetched to */
+/* by whether rows are ours, whether to check, and whether they are too many for L2 */
 #define NAME(BITS, NV, OWN, CHECK, TO) accumulate_##BITS##_##NV##_##OWN##_##CHECK##_##TO
-#define NAMES(BITS, NV)                                                                                                \
-    {{{NAME(BITS, NV, 0, 0, TO_L2), NAME(BITS, NV, 0, 0, TO_L2)},                                                      \
-      {NAME(BITS, NV, 0, 1, TO_L2), NAME(BITS, NV, 0, 1, TO_L2)}},                                                     \
-     {{NAME(BITS, NV, 1, 0, TO_L1), NAME(BITS, NV, 1, 0, TO_L2)},                                                      \
-      {NAME(BITS, NV, 1, 1, TO_L1), NAME(BITS, NV, 1, 1, TO_L2)}}},
+#define OTHERS(BITS, NV, OWN)                                                                                          \
+    {{NAME(BITS, NV, OWN, 0, TO_L2), NAME(BITS, NV, OWN, 0, TO_L2)},                                                   \
+     {NAME(BITS, NV, OWN, 1, TO_L2), NAME(BITS, NV, OWN, 1, TO_L2)}}
+#define OURS(BITS, NV)                                                                                                 \
+    {{NAME(BITS, NV, 1, 0, TO_L1), NAME(BITS, NV, 1, 0, TO_L2)}, {NAME(BITS, NV, 1, 1, TO_L1), NAME(BITS, NV, 1, 1, TO_L2)}}
+#define NAMES(BITS, NV) {OTHERS(BITS, NV, 0), OURS(BITS, NV)},
+#define REAL_NAMES(BITS, NV) {OTHERS(BITS, NV, 0), OTHERS(BITS, NV, 1)},
 static const accumulate_fn with_8[8][2][2][2] = {EIGHT(NAMES, 8)};
-static const accumulate_fn with_16[8][2][2][2] = {EIGHT(NAMES, 16)}, with_32[8][2][2][2] = {EIGHT(NAMES, 32)};
 static const accumulate_fn with_4[4][2][2][2] = {NAMES(4, 2) NAMES(4, 4) NAMES(4, 6) NAMES(4, 8)};
 static const accumulate_fn with_2[2][2][2][2] = {NAMES(2, 4) NAMES(2, 8)};
+static const accumulate_fn with_16[8][2][2][2] = {EIGHT(REAL_NAMES, 16)}, with_32[8][2][2][2] = {EIGHT(REAL_NAMES, 32)};
 
-/* The loop for a block of n columns. */
-static accumulate_fn loop_for(const sedq_table *t, int64_t n, int check)
+accumulate_fn sedq_bag_loop_avx2(const sedq_table *t, int64_t n, int check)
 {
     const int own = t->format != SEDQ_FOREIGN && t->code_bytes % GROUP_BYTES(t->bits) == 0;
     const int far = t->num_rows * t->stride > L2_BYTES;
@@ -306,4 +277,11 @@ static accumulate_fn loop_for(const sedq_table *t, int64_t n, int check)
     }
 }
 
-#endif
+void sedq_prefetch_first_avx2(const request *q)
+{
+    const int64_t n = q->total < AHEAD ? q->total : AHEAD;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = index_at(q->indices, q->index_bytes, i);
+        prefetch_row(q->t->format != SEDQ_FOREIGN, TO_L2, q, (const uint8_t *)q->t->rows + row * q->t->stride, row);
+    }
+}
