@@ -369,6 +369,27 @@ def test_rows_that_do_not_fit_are_refused(rng: np.random.Generator) -> None:
         make(nan, bits=4)
 
 
+DTYPES = ("f8", "f4", "f2", "u1", "i1", "u2", "i4", "i8", "?", "O", "S1", "M8[D]", "c8", ">f4", ">f2", "V4")
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_rows_are_bytes_or_floats_of_as_many_bits_and_nothing_else(bits: int) -> None:
+    """Float64 in particular, which NumPy finds equal to no dtype at all."""
+    for dtype in map(np.dtype, DTYPES):
+        rows = np.zeros((10, 16), dtype)
+        for make in (sedq.EmbeddingBag.from_fused, sedq.EmbeddingBag.view_fused):
+            if dtype in (np.uint8, {16: np.float16, 32: np.float32}.get(bits, np.uint8)):
+                assert make(rows, bits=bits).shape[0] == 10
+                continue
+            with pytest.raises(ValueError, match=r"rows: got .*, expected (uint8|float)"):
+                make(rows, bits=bits)
+    bag = sedq.EmbeddingBag.from_float(np.ones((10, 16)), bits=bits)
+    with pytest.raises(ValueError, match="rows: got 5 bytes each, expected a multiple of 4, float32 columns"):
+        sedq.EmbeddingBag.from_fused(np.zeros((3, 5), np.uint8), bits=32)
+    bag.update_rows([1], np.zeros((1, 16)))  # values, not fused rows
+    np.testing.assert_array_equal(bag([[1]]), np.zeros((1, 16), np.float32))
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_the_widest_rows(bits: int, kernels: _dispatch.Context) -> None:
     """Their bytes have 24 bits in a digest."""
