@@ -155,6 +155,7 @@ typedef struct sedq_context {
     sedq_range_fn range;
     sedq_quantize_fn quantize;
     sedq_dots_fn dots;
+    int (*leaves_out)(void); /* hooked build: whether a fault makes the loops skip a chunk of bags; else NULL */
 } sedq_context;
 
 /* Each translation unit exports one function, which fills in its part. A second build, with a fault hook in

@@ -32,6 +32,9 @@ enum {
     SEDQ_FAULT_CODES_SITE,    /* codes as quantisation wrote them */
     SEDQ_FAULT_DOTS_SITE,     /* dot products of the interaction */
     SEDQ_FAULT_INDEX_SITE,    /* indices, after their range was checked */
+    SEDQ_FAULT_REQUEST_SITE,  /* which rows a bag pools: what its begin, end, indices and weights are off by, in elements */
+    SEDQ_FAULT_CHUNK_SITE,    /* a chunk of bags, which is skipped */
+    SEDQ_FAULT_READ_SITE,     /* outputs of 32 bits, stored, before they are read back */
     SEDQ_FAULT_SITES
 };
 
