@@ -307,6 +307,15 @@ def test_rows_that_lie_apart_and_the_progress_of_many(rng: np.random.Generator) 
     assert seen == [1024, 2048, 3000]
 
 
+def test_rows_of_ours_stand_one_right_after_another() -> None:
+    """Scrubbing goes from row to row by their width."""
+    rows = layouts.add_digests(fused_rows(np.random.default_rng(0), 6, 8, 8), 8)
+    for apart in (rows[::2], rows[::-1]):
+        with pytest.raises(ValueError, match=r"rows: got rows -?\d+ bytes apart, expected 24, one right after another"):
+            _rows.Table(apart, 8)
+    assert _rows.Table(rows[:1:2], 8).num_rows == 1
+
+
 @pytest.mark.parametrize("bits", [16, 32])
 def test_float_arrays_are_taken_as_they_are(bits: int, rng: np.random.Generator) -> None:
     table = rng.normal(size=(9, 7)).astype(f"f{bits // 8}")

@@ -94,8 +94,8 @@ def test_the_source_is_no_longer_asked_for_updated_rows() -> None:
 
 
 BAD: list[tuple[type[Exception], str, Any, Any]] = [
-    (IndexError, f"rows: got {ROWS}, expected 0 to {ROWS - 1}", [1, ROWS], np.zeros((2, DIM), np.float32)),
-    (IndexError, "rows: got -1", [-1], np.zeros((1, DIM), np.float32)),
+    (IndexError, f"indices: got {ROWS}, expected 0 to {ROWS - 1}", [1, ROWS], np.zeros((2, DIM), np.float32)),
+    (IndexError, "indices: got -1", [-1], np.zeros((1, DIM), np.float32)),
     (ValueError, "indices: got a row more than once", [1, 1], np.zeros((2, DIM), np.float32)),
     (ValueError, "indices: got", [[1]], np.zeros((1, DIM), np.float32)),
     (ValueError, "values: got", [1], np.full((1, DIM), np.nan, np.float32)),

@@ -66,7 +66,7 @@ class Pooling(Maintained):
         stats = stats_for(limit, level, len(out))
         lengths = None
         if self._pruning is not None:
-            indices, offsets, weights, lengths = self._pruned(indices, offsets, weights, operator)
+            indices, offsets, weights, lengths = self._pruned(indices, offsets, weights, settings, operator)
         found = self._guard.read(
             _embedding.pool,
             settings.kernels,
@@ -97,17 +97,27 @@ class Pooling(Maintained):
         """Whether a call does more than pooling rows as they are stored."""
         return self._pruning is not None or bool(self._redundancy.overlay)
 
+    @property
+    def asked_rows(self) -> int:
+        """Indices are below this."""
+        return self.shape[0] if self._pruning is None else self._pruning.indices
+
     def _pruned(
-        self, indices: Array, offsets: Array, weights: Array | None, operator: str
+        self, indices: Array, offsets: Array, weights: Array | None, settings: _config.Settings, operator: str
     ) -> tuple[Array, Array, Array | None, Array]:
         """Leave out what contributes nothing."""
         assert self._pruning is not None
         try:
-            return self._pruning.apply(indices, offsets, weights)
+            return self._pruning.apply(indices, offsets, weights, compare=settings.check != "off")
         except requests.CorruptMapping as error:
-            found = [(-1, recovery.INPUT, 0.0, 0.0)]
-            events = recovery.conclude(operator, found, _dispatch.current_cpu(), "raise", "memory", str(error))
-            raise SoftErrorDetected(recovery.summary(events), events) from None
+            corrupted = str(error)
+        found = [(-1, recovery.INPUT, 0.0, 0.0)]
+        if settings.on_error == "warn":
+            recovery.handle(operator, found, "warn", lambda: found, lambda: ("", corrupted))
+            return self._pruning.apply(indices, offsets, weights, compare=False)
+        # what the right mapping is nobody knows: there is nothing to recover from
+        events = recovery.conclude(operator, found, _dispatch.current_cpu(), "raise", "memory", corrupted)
+        raise SoftErrorDetected(recovery.summary(events), events)
 
     def deal_with(
         self,
