@@ -24,7 +24,7 @@ enum {
     SEDQ_FAULT_TILE_SITE,     /* accumulators of a product */
     SEDQ_FAULT_BAG_SITE,      /* accumulators of a bag */
     SEDQ_FAULT_EPILOGUE_SITE, /* outputs as requantisation has computed them, in registers */
-    SEDQ_FAULT_ADDRESS_SITE,  /* where outputs of a product are stored: `add` bytes further, for a test that has the room */
+    SEDQ_FAULT_ADDRESS_SITE,  /* where outputs of a tile or bag are stored: `add` bytes further, for a test that has the room */
     SEDQ_FAULT_STORE_SITE,    /* outputs of a product, as stored */
     SEDQ_FAULT_POOLED_SITE,   /* outputs of a bag, as stored */
     SEDQ_FAULT_CHECKS_SITE,   /* what the rows of a product must sum to */

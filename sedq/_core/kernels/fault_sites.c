@@ -12,7 +12,7 @@ static const sedq_context *sound(void)
     return of_thread.name ? &of_thread : &last;
 }
 
-/* Where a tile is stored, as a fault in an address register left it. */
+/* Where a tile or a bag is stored, as a fault in an address register left it. */
 static void *astray(void *out)
 {
     sedq_fault_plan *plan = &sedq_fault_plans[SEDQ_FAULT_ADDRESS_SITE];
@@ -56,8 +56,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     int32_t off[4] = {0, 0, 0, 0};
     sedq_strike(SEDQ_FAULT_REQUEST_SITE, off, 1, 4, 4, 4);
     sound()->bag[t->format](t, (const char *)indices + off[2] * index_bytes, index_bytes,
-                            weights ? weights + off[3] : weights, begin + off[0], end + off[1], total, divisor, out,
-                            check, sums);
+                            weights ? weights + off[3] : weights, begin + off[0], end + off[1], total, divisor,
+                            astray(out), check, sums);
     sedq_strike(SEDQ_FAULT_POOLED_SITE, out, 1, t->dim, t->dim, 4);
     sedq_strike(SEDQ_FAULT_SUMS_SITE, &sums->codes, 1, 2, 2, 8);
 }
