@@ -335,7 +335,14 @@ def test_indices_struck_after_their_range_was_checked_read_another_row(kernels: 
 
 
 ROWS_OF_PART = 4096
-OFF_BY = {"begin": (0, 1), "begin before": (0, -1), "end": (1, 1), "end before": (1, -1), "indices": (2, 1), "weights": (3, 1)}
+OFF_BY = {
+    "begin": (0, 1),
+    "begin before": (0, -1),
+    "end": (1, 1),
+    "end before": (1, -1),
+    "indices": (2, 1),
+    "weights": (3, 1),
+}
 
 
 @pytest.mark.parametrize("long", [False, True])

@@ -16,7 +16,9 @@ Array = NDArray[Any]
 ROWS, DIM, ORIGINAL = 11, 5, 17
 
 
-def pruned(bits: int = 32, mode: Any = "sum", dtype: Any = np.int64, **kwargs: Any) -> tuple[sedq.EmbeddingBag, Array, Array]:
+def pruned(
+    bits: int = 32, mode: Any = "sum", dtype: Any = np.int64, **kwargs: Any
+) -> tuple[sedq.EmbeddingBag, Array, Array]:
     """A bag, its rows, and the row of each index, -1 where there is none."""
     rng = np.random.default_rng(3)
     table = rng.integers(-3, 4, (ROWS, DIM)).astype(np.float32)
@@ -69,7 +71,9 @@ def test_as_the_oracle(padding: int | None, mapped: bool, dtype: Any, mode: str,
             want = oracle(table, mapping, padded, mode, bags, factors)
             got = bag(flat, starts, np.concatenate(factors), True, check=check, on_error="raise")
             np.testing.assert_allclose(got, want, rtol=1e-6)
-        np.testing.assert_allclose(bag(flat, starts[:-1], check=check), oracle(table, mapping, padded, mode, bags, ones), rtol=1e-6)
+        np.testing.assert_allclose(
+            bag(flat, starts[:-1], check=check), oracle(table, mapping, padded, mode, bags, ones), rtol=1e-6
+        )
     matrix, factors = flat[:48].reshape(6, 8), np.concatenate(some)[:48].reshape(6, 8)
     np.testing.assert_allclose(
         bag(matrix, per_sample_weights=factors), oracle(table, mapping, padded, mode, list(matrix), list(factors)), rtol=1e-6
@@ -91,7 +95,10 @@ def test_every_flipped_bit_of_a_mapping_and_of_its_inverse_is_noticed(dtype: Any
                 word = part[at : at + 1].view(f"u{part.itemsize}")
                 word ^= word.dtype.type(1 << bit)
                 wrong += not np.array_equal(bag(every, check="off"), sound)
-                with sedq.monitor() as seen, pytest.raises(sedq.SoftErrorDetected, match=rf"mapping is corrupted at \[{index}\]"):
+                with (
+                    sedq.monitor() as seen,
+                    pytest.raises(sedq.SoftErrorDetected, match=rf"mapping is corrupted at \[{index}\]"),
+                ):
                     bag(every, check=("digest", "threshold", "exact", "full")[bit % 4])
                 assert [(e.kind, e.rung, e.verdict) for e in seen.events] == [("input", "raise", "memory")]
                 word ^= word.dtype.type(1 << bit)
