@@ -43,10 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     what = look.add_mutually_exclusive_group()
     what.add_argument("--repair", action="store_true", help="write restored rows into the table file")
     what.add_argument("--protect", action="store_true", help="make the companion FILE.sedq of a table that is intact now")
-    look.add_argument("--bits", type=int, default=8, help="of a code, with --protect (default 8)")
-    look.add_argument("--layout", default="torch", help="torch, half or tbe, with --protect (default torch)")
+    look.add_argument("--bits", type=int, help="of a code, with --protect (default 8)")
+    look.add_argument("--layout", help="torch, half or tbe, with --protect (default torch)")
     look.add_argument("--dim", type=int, help="columns, with --protect, where the bytes of a row don't say")
-    look.add_argument("--parity", type=int, default=64, metavar="G", help="rows of a parity group (default 64)")
+    look.add_argument("--parity", type=int, metavar="G", help="rows of a parity group, with --protect (default 64)")
+    force = "with --protect, replace a companion that does not agree with the table"
+    look.add_argument("--force", action="store_true", default=None, help=force)
     look.add_argument("--quiet", action="store_true", help="no progress bar")
     commands.add_parser("info", help="versions, instruction sets, threads and CPU")
     return parser
@@ -65,9 +67,13 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _scrub(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name in ("bits", "layout", "dim", "parity", "force")}
+    kept = {name: value for name, value in given.items() if value is not None}
+    if kept and not options.protect:
+        name, value = next(iter(kept.items()))
+        raise ValueError(f"--{name}: got {value!r}, expected it with --protect alone: a companion says what its table is")
     with _progress(options.quiet) as progress:
         if options.protect:
-            kept = {name: getattr(options, name) for name in ("bits", "layout", "dim", "parity")}
             made = scrub.protect_file(options.file, **kept, progress=progress)
         else:
             report = scrub.scrub_file(options.file, repair=options.repair, progress=progress)

@@ -93,7 +93,8 @@ def row_digests(fused: Array, first: int = 0, *, bits: int = 8, dim: int | None 
     """Digests of fused rows of layout ``torch``: sum of the codes' bytes << 40 | (two words + row number).
 
     The words are the bits of float32 scale and bias; of float16 scale and bias, and the sum of codes (4 and 2 bits); of
-    float32 sums of the values and of their magnitudes, the latter rounded up (16 and 32 bits).
+    float32 sums of the values and of their magnitudes, the latter rounded up (16 and 32 bits), in which a denormal value,
+    and a denormal sum, counts as 2^-104.
     """
     size = {8: 8, 4: 4, 2: 4}.get(bits, 0)
     packed = fused[:, : fused.shape[1] - size]
@@ -102,7 +103,9 @@ def row_digests(fused: Array, first: int = 0, *, bits: int = 8, dim: int | None 
         codes = unpack_rows(fused, bits, dim)[0].astype(np.float64)
         total = codes.sum(axis=1)
         if bits > 8:
-            most = np.nextafter(abs(codes).sum(axis=1).astype(np.float32), np.float32(np.inf))
+            sizes = abs(np.hstack([codes, np.where(abs(total) < 2.0**-126, total, 0)[:, None]]))
+            sizes[(sizes > 0) & (sizes < 2.0**-126)] = 2.0**-104
+            most = np.nextafter(sizes.sum(axis=1).astype(np.float32), np.float32(np.inf))
             words = np.stack([total.astype(np.float32), most], axis=1).view(np.uint32).astype(np.uint64)
         else:
             words = np.hstack([words, total[:, None].astype(np.uint64)])

@@ -78,6 +78,7 @@ def protect_file(
     layout: str = "torch",
     dim: int | None = None,
     parity: int = 64,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Make the companion of a table file: digests, locating sums and parity rows, in one pass over it.
@@ -91,18 +92,20 @@ def protect_file(
         As for `EmbeddingBag.view_fused`.
     parity : int, default 64
         Rows of a parity group.
+    force : bool, default False
+        Replace a companion that doesn't agree with the table: what was in the table before can't be restored then.
     progress : callable, optional
         Called as ``progress(done, rows)``.
 
     Returns
     -------
     Path
-        The companion, ``path`` with ``.sedq`` appended; replaced if it exists.
+        The companion, ``path`` with ``.sedq`` appended. One that exists is replaced if every row agrees with it.
 
     Raises
     ------
     ValueError
-        For a file that holds no such rows.
+        For a file that holds no such rows, or does not agree with the companion that it has.
     OSError
         If a file can't be read or written.
 
@@ -119,11 +122,27 @@ def protect_file(
     """
     target = Path(os.fspath(path) + SUFFIX)
     rows = _mapped(path)
+    if not _validation.boolean("force", force) and target.exists():
+        _require_agreement(path)
     bag = EmbeddingBag.view_fused(rows, bits=bits, layout=layout, dim=dim, locate=True, parity=parity, progress=progress)
     header = {"format": FORMAT, "version": VERSION, "bits": bits, "layout": layout, "dim": bag.shape[1], "parity": parity}
     header["shape"], header["dtype"] = list(rows.shape), rows.dtype.str
     _write(target, header, _parts(bag))
     return target
+
+
+def _require_agreement(path: str | os.PathLike[str]) -> None:
+    """ValueError unless a table is what its companion was made of, which may be all that it can be mended from."""
+    name = os.fspath(path)
+    try:
+        bad = open_table(path).scrub(repair=False).found
+    except ModelFileError as error:
+        raise ModelFileError(f"{error}; expected force to replace it") from None
+    if bad:
+        raise ValueError(
+            f"{name}{SUFFIX}: got a companion with which {len(bad)} rows of the table do not agree, row {bad[0]} first; "
+            "expected them to be repaired, or force to take the table as it is"
+        )
 
 
 def _mapped(path: str | os.PathLike[str], mode: Any = "r") -> Array:

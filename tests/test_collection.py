@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import sedq
 from sedq import faults
-from sedq._core import _dispatch
+from sedq._core import _collection, _dispatch
 
 Array = NDArray[Any]
 DIMS = (4, 33, 64, 1, 12)
@@ -125,6 +125,26 @@ def test_a_table_that_somebody_writes_to_is_pooled_again() -> None:
     assert seen.checks == {f"table.{n}": 20 for n in range(5)}
 
 
+def test_new_values_that_came_meanwhile_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer came and went between the pooling of the table and the end of the call."""
+    tables = bags()
+    collection = sedq.EmbeddingBagCollection(tables)
+    indices, offsets = requests(20)
+    new, pool_many = np.full((SIZES[0], DIMS[0]), 9, np.float32), _collection.pool_many
+
+    def overtaken(*args: Any) -> Any:
+        found = pool_many(*args)
+        tables[0].update_rows(np.arange(SIZES[0]), new)
+        return found
+
+    before = collection(indices, offsets)
+    monkeypatch.setattr(_collection, "pool_many", overtaken)
+    got = collection(indices, offsets)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(got, collection(indices, offsets))
+    assert not np.array_equal(got[:, : DIMS[0]], before[:, : DIMS[0]])
+
+
 def test_a_calibration_serves_every_table_of_a_collection() -> None:
     rng = np.random.default_rng(0)
     bag = sedq.EmbeddingBag.from_float(rng.normal(size=(500, 16)).astype(np.float32))
@@ -162,7 +182,7 @@ BAD: list[tuple[type[Exception], str, Any, Any, dict[str, Any]]] = [
     (ValueError, "offsets: got 1 first, expected 0", ONE, [1, 1, 2, 3, 4, 5], {}),
     (ValueError, "offsets: got 1 after 2", ONE, [0, 2, 1, 3, 4, 5], {}),
     (ValueError, "offsets: got 4 at the end, expected the number of indices, 5", ONE, [0, 1, 2, 3, 4, 4], {}),
-    (IndexError, "indices: got 3 at position 3, expected 0 to 2", [0, 0, 0, 3, 0], [0, 1, 2, 3, 4, 5], {}),
+    (IndexError, "indices: got 3 at position 3, expected 0 to 2 for table 3", [0, 0, 0, 3, 0], [0, 1, 2, 3, 4, 5], {}),
     (IndexError, "indices: got -1 at position 4", [0, 0, 0, 0, -1], [0, 1, 2, 3, 4, 5], {}),
     (ValueError, "indices: got", [[0]], [0, 1, 2, 3, 4, 5], {}),
     (ValueError, "per_sample_weights: got", ONE, [0, 1, 2, 3, 4, 5], {"per_sample_weights": [1.0]}),
@@ -172,13 +192,35 @@ BAD: list[tuple[type[Exception], str, Any, Any, dict[str, Any]]] = [
 ]
 
 
+def apart(how: str) -> list[sedq.EmbeddingBag]:
+    """Tables one of which, if any, is not pooled together with the others."""
+    tables = bags()
+    if how == "pruned":
+        tables[0] = sedq.EmbeddingBag.from_float(np.ones((SIZES[0], DIMS[0])), padding_idx=1)
+    if how == "overlaid":
+        tables[0] = sedq.EmbeddingBag.view_fused(tables[0].to_fused(), parity=8)
+        tables[0]._redundancy.overlay[2] = tables[0]._table.rows[2].copy()
+    return tables
+
+
+@pytest.mark.parametrize("how", ["together", "pruned", "overlaid"])
 @pytest.mark.parametrize(("kind", "message", "indices", "offsets", "options"), BAD)
-def test_bad_arguments(kind: type[Exception], message: str, indices: Any, offsets: Any, options: Any) -> None:
+def test_bad_arguments(kind: type[Exception], message: str, indices: Any, offsets: Any, options: Any, how: str) -> None:
     out = np.full((1, sum(DIMS)), 7, np.float32)
-    collection = sedq.EmbeddingBagCollection(bags())
+    collection = sedq.EmbeddingBagCollection(apart(how))
     with pytest.raises(kind, match=message):
         collection(indices, offsets, **{"out": out} | options)
     assert (out == 7).all(), "nothing is written"
+
+
+def test_an_index_beyond_a_table_of_long_bags_is_found_before_anything_is_written() -> None:
+    collection = sedq.EmbeddingBagCollection(bags())
+    indices = np.zeros(5004, np.int64)
+    indices[-1] = SIZES[4]
+    out = np.full((1, sum(DIMS)), 7, np.float32)
+    with pytest.raises(IndexError, match="got 200 at position 5003, expected 0 to 199 for table 4"):
+        collection(indices, [0, 5000, 5001, 5002, 5003, 5004], out=out)
+    assert (out == 7).all()
 
 
 def test_bad_collections() -> None:

@@ -307,6 +307,15 @@ def test_rows_that_lie_apart_and_the_progress_of_many(rng: np.random.Generator) 
     assert seen == [1024, 2048, 3000]
 
 
+def test_rows_of_ours_stand_one_right_after_another() -> None:
+    """Scrubbing goes from row to row by their width."""
+    rows = layouts.add_digests(fused_rows(np.random.default_rng(0), 6, 8, 8), 8)
+    for apart in (rows[::2], rows[::-1]):
+        with pytest.raises(ValueError, match=r"rows: got rows -?\d+ bytes apart, expected 24, one right after another"):
+            _rows.Table(apart, 8)
+    assert _rows.Table(rows[:1:2], 8).num_rows == 1
+
+
 @pytest.mark.parametrize("bits", [16, 32])
 def test_float_arrays_are_taken_as_they_are(bits: int, rng: np.random.Generator) -> None:
     table = rng.normal(size=(9, 7)).astype(f"f{bits // 8}")
@@ -367,6 +376,27 @@ def test_rows_that_do_not_fit_are_refused(rng: np.random.Generator) -> None:
     nan[1, 5] = 0x7C  # an infinite scale
     with pytest.raises(ValueError, match=r"rows: got scale inf and bias 0.0 in row 1, expected finite ones"):
         make(nan, bits=4)
+
+
+DTYPES = ("f8", "f4", "f2", "u1", "i1", "u2", "i4", "i8", "?", "O", "S1", "M8[D]", "c8", ">f4", ">f2", "V4")
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_rows_are_bytes_or_floats_of_as_many_bits_and_nothing_else(bits: int) -> None:
+    """Float64 in particular, which NumPy finds equal to no dtype at all."""
+    for dtype in map(np.dtype, DTYPES):
+        rows = np.zeros((10, 16), dtype)
+        for make in (sedq.EmbeddingBag.from_fused, sedq.EmbeddingBag.view_fused):
+            if dtype in (np.uint8, {16: np.float16, 32: np.float32}.get(bits, np.uint8)):
+                assert make(rows, bits=bits).shape[0] == 10
+                continue
+            with pytest.raises(ValueError, match=r"rows: got .*, expected (uint8|float)"):
+                make(rows, bits=bits)
+    bag = sedq.EmbeddingBag.from_float(np.ones((10, 16)), bits=bits)
+    with pytest.raises(ValueError, match="rows: got 5 bytes each, expected a multiple of 4, float32 columns"):
+        sedq.EmbeddingBag.from_fused(np.zeros((3, 5), np.uint8), bits=32)
+    bag.update_rows([1], np.zeros((1, 16)))  # values, not fused rows
+    np.testing.assert_array_equal(bag([[1]]), np.zeros((1, 16), np.float32))
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import sedq
 from sedq._core import _dispatch
+from sedq.embedding import guard
 
 Array = NDArray[Any]
 ROWS, DIM, GROUP = 40, 12, 8
@@ -256,6 +257,26 @@ def test_the_overlay_is_what_calls_read(mode: Any, weighted: bool, kernels: _dis
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(bag(index, offsets, weights), clean)
     assert seen.repairs == {"rebuilt": 1}
+
+
+def test_a_call_for_no_row_of_the_overlay_takes_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    bag = made("view", parity=GROUP)
+    calls, exclusive = list[object](), guard.Guard.exclusive
+
+    def counted(self: guard.Guard) -> Any:
+        calls.append(self)
+        return exclusive(self)
+
+    monkeypatch.setattr(guard.Guard, "exclusive", counted)
+    memory(bag)[0][6] ^= 0x55
+    bag.scrub()
+    assert list(bag._redundancy.overlay) == [6]
+    for index, locks in (([[1, 2], [5, 7]], 0), ([[1, 2], [6, 7]], 1), ([[6]], 1)):
+        calls.clear()
+        bag(index)
+        assert len(calls) == locks
+    del bag._redundancy.overlay[6]
+    assert bag._redundancy.overlay.places(np.array([6])).size == 0
 
 
 def test_a_table_that_is_only_read_is_never_written_to() -> None:

@@ -263,6 +263,45 @@ def test_the_command_from_beginning_to_end(tmp_path: Path, capsys: pytest.Captur
     assert err == ""
 
 
+def test_a_corrupted_table_is_not_protected_anew_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its companion is all that it can be mended from."""
+    path = saved(tmp_path)
+    companion = Path(f"{path}.sedq")
+    sound, table = companion.read_bytes(), path.read_bytes()
+    assert run(path, "--protect") == 0, "of an intact table it may be made again"
+    strike(path, 5, 9)
+    assert run(path, "--protect") == 2
+    message = "a companion with which 2 rows of the table do not agree, row 5 first; expected them to be repaired, or force"
+    assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="2 rows of the table do not agree"):
+        scrub.protect_file(path, parity=10)
+    assert run(path, "--repair") == 3
+    assert (companion.read_bytes(), path.read_bytes()) == (sound, table)
+    strike(path, 5)
+    assert run(path, "--protect", "--force") == 0
+    assert run(path) == 0
+    np.save(path, fused(rows=ROWS + 1))  # another table
+    assert run(path, "--protect") == 2
+    assert "made for rows of shape" in capsys.readouterr().err
+    companion.write_bytes(b"PK")
+    with pytest.raises(sedq.ModelFileError, match=r"or a damaged one .*; expected force to replace it"):
+        scrub.protect_file(path)
+    assert scrub.protect_file(path, force=True) == companion
+    assert run(path) == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["--bits", "8"], ["--layout", "tbe"], ["--dim", "3"], ["--parity", "64"], ["--force"], ["--bits", "4", "--repair"]],
+)
+def test_options_of_protect_are_not_ignored_without_it(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(tmp_path)
+    assert run(path, *given) == 2
+    assert f"sedq: {given[0]}: got " in capsys.readouterr().err
+
+
 def test_the_command_shows_how_far_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

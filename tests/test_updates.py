@@ -93,9 +93,58 @@ def test_the_source_is_no_longer_asked_for_updated_rows() -> None:
     assert (report.reloaded, report.left) == ([8], [7])
 
 
+def test_an_updated_row_is_not_replaced_by_its_old_self_of_the_same_digest() -> None:
+    """Codes in another order have the same sum."""
+    bag = made(keep_source=True)
+    new = values(0)[7:8, ::-1].copy()
+    bag.update_rows([7], new)
+    sound = bag._table.rows[7].copy()
+    bag._table.rows[7, 0] ^= 1
+    report = bag.scrub()
+    assert (report.reloaded, report.left) == ([], [7])
+    bag._table.rows[7] = sound
+    assert (sound != sedq.EmbeddingBag.from_float(values(0))._table.rows[7]).any()
+    assert sound[-8:].tobytes() == sedq.EmbeddingBag.from_float(values(0))._table.rows[7, -8:].tobytes()
+
+
+def test_a_source_that_is_not_what_it_was_restores_nothing() -> None:
+    """Neither if it changed, nor where the digest was struck and the source can't confirm the row."""
+    source = values(0)
+    bag = sedq.EmbeddingBag.from_float(source, keep_source=True)
+    sound = bag._table.rows.copy()
+    source[7] += np.arange(DIM)
+    bag._table.rows[7, 0] ^= 1
+    bag._table.rows[8, -1] ^= 1
+    struck = bag._table.rows.copy()
+    report = bag.scrub()
+    assert (report.reloaded, report.left) == ([8], [7])
+    np.testing.assert_array_equal(bag._table.rows[8], sound[8])
+    np.testing.assert_array_equal(bag._table.rows[7], struck[7])
+    source[7] -= np.arange(DIM)
+    assert bag.scrub().reloaded == [7]
+    np.testing.assert_array_equal(bag._table.rows, sound)
+
+
+def test_parity_that_missed_an_update_rebuilds_nothing_whose_digest_fits_by_chance() -> None:
+    fused = np.zeros((ROWS, DIM + 8), np.uint8)
+    fused[:, DIM:] = np.array([1, 0], "<f4").view(np.uint8)
+    other = 7 + ROWS // GROUP
+    fused[[7, other], :2] = 0, 3
+    bag = sedq.EmbeddingBag.from_fused(fused, parity=GROUP)
+    bag._table.rows[[7, other], 5] ^= 255
+    new = fused[7:8].copy()
+    new[0, :2] ^= 3  # codes 0, 3 become 3, 0; the same change makes that of the other row, and neither changes its sum
+    bag.update_rows([7], new)
+    assert bag.scrub().left == [other]
+    bag.update_rows([other], fused[other : other + 1])
+    bag.scrub(redundancy=True)
+    bag._table.rows[other, 5] ^= 255
+    assert bag.scrub().rebuilt == [other]
+
+
 BAD: list[tuple[type[Exception], str, Any, Any]] = [
-    (IndexError, f"rows: got {ROWS}, expected 0 to {ROWS - 1}", [1, ROWS], np.zeros((2, DIM), np.float32)),
-    (IndexError, "rows: got -1", [-1], np.zeros((1, DIM), np.float32)),
+    (IndexError, f"indices: got {ROWS}, expected 0 to {ROWS - 1}", [1, ROWS], np.zeros((2, DIM), np.float32)),
+    (IndexError, "indices: got -1", [-1], np.zeros((1, DIM), np.float32)),
     (ValueError, "indices: got a row more than once", [1, 1], np.zeros((2, DIM), np.float32)),
     (ValueError, "indices: got", [[1]], np.zeros((1, DIM), np.float32)),
     (ValueError, "values: got", [1], np.full((1, DIM), np.nan, np.float32)),

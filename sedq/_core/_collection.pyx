@@ -139,6 +139,6 @@ cdef collected(const Job *jobs, const Task *tasks, int64_t made, sedq_findings *
     for i in range(made):
         verified[tasks[i].job] += tasks[i].verified
     for t in range(count):
-        if verified[t] != jobs[t].bags:
+        if jobs[t].check and verified[t] != jobs[t].bags:
             sedq_report(found + t, -1, SEDQ_BAD_COUNT, verified[t] - jobs[t].bags, 0)
     return {t: findings_list(found + t) for t in range(count) if found[t].count} or None

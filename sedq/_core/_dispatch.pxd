@@ -67,6 +67,7 @@ cdef extern from "kernels/context.h" nogil:
         int64_t (*range)(const void *, int, int64_t, int64_t) noexcept nogil
         int (*quantize)(const float *, int64_t, float, int32_t, uint8_t *) noexcept nogil
         void (*dots)(const float *, int64_t, int64_t, float *) noexcept nogil
+        int (*leaves_out)() noexcept nogil
 
 
 cdef extern from "findings.h" nogil:

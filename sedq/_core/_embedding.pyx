@@ -266,6 +266,8 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
     cdef int64_t b, begin, end, first = b0, verified = 0, dim = job.t.dim
     cdef float divisor
     cdef float *out
+    if job.c.leaves_out != NULL and job.c.leaves_out():
+        return 0
     for b in range(b0, b1):
         if job.long_bits != NULL and is_long(job, b):
             bits[b - b0] = job.long_bits[b]

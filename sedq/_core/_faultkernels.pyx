@@ -24,7 +24,8 @@ cdef extern from "kernels/fault_hook.h" nogil:
     sedq_fault_plan *sedq_fault_plans
 
 # in the order of the enumeration in fault_hook.h
-SITES = ("tile", "bag", "epilogue", "address", "store", "pooled", "checks", "sums", "codes", "dots", "index")
+SITES = ("tile", "bag", "epilogue", "address", "store", "pooled", "checks", "sums", "codes", "dots", "index", "request",
+         "chunk", "read")
 
 
 def hooked(str name):

@@ -79,6 +79,8 @@ cdef class Table:
         if self.t.width != width:
             raise ValueError(f"rows: got {self.t.width} bytes each, expected {width} for dim {self.t.dim} and "
                              f"{self.t.bits} bits")
+        if self.t.num_rows > 1 and self.t.stride != width:  # kernels go from row to row without asking
+            raise ValueError(f"rows: got rows {self.t.stride} bytes apart, expected {width}, one right after another")
         self.t.half, self.t.codes_at, self.t.code_bytes = self.t.bits < 8, 0, width - TAIL_BYTES
         self.params_at = self.t.code_bytes
         self.t.format = {8: SEDQ_OWN8, 4: SEDQ_OWN4, 2: SEDQ_OWN2, 16: SEDQ_OWN16, 32: SEDQ_OWN32}[self.t.bits]

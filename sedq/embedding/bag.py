@@ -106,7 +106,8 @@ class EmbeddingBag(Pooling):
             An index that contributes nothing and doesn't count in the mean; negative from the end.
         index_mapping : array_like of int32 or int64, (original rows,), optional
             For a pruned table: the row that each index means, or -1 for none, which contributes nothing but counts in
-            the mean. Kept with its inverse, with which it is compared at every look-up.
+            the mean. Kept with its inverse, with which it is compared at every look-up unless `check` is off; where they
+            differ nothing can be restored, so that ``on_error="recover"`` raises too.
         locate : bool, default False
             Keep 8 more bytes a row, a position-weighted sum and a CRC-32, which locate and correct one wrong byte.
         parity : int, optional

@@ -22,7 +22,7 @@ from sedq._core import _collection, _embedding
 from sedq.embedding.bag import EmbeddingBag
 from sedq.embedding.index_batch import IndexBatch, consume
 from sedq.embedding.pooling import Call, level_of, stats_for
-from sedq.embedding.requests import limit, weights_of
+from sedq.embedding.requests import check_range, limit, weights_of
 
 __all__ = ["EmbeddingBagCollection"]
 
@@ -150,7 +150,7 @@ class EmbeddingBagCollection:
             raise ValueError(f"offsets: got {len(starts)}, expected one more than a multiple of {tables} tables")
         result = _validation.output(out, (batch, self.dim), np.float32, (index, starts, weights))
         if any(bag.asks_apart for bag in self.bags) or _any_long(index, starts):
-            _embedding.check_offsets(starts, index.size)
+            self._check_requests(index, starts)
             for number in range(tables):
                 self._pool_one(number, index, starts, weights, result, settings, threshold)
             return result
@@ -185,6 +185,14 @@ class EmbeddingBagCollection:
             if stats is not None:
                 threshold.watch(bag, arrays[1], weights, stats[number * batch : (number + 1) * batch])
         return result
+
+    def _check_requests(self, index: Array, starts: Array) -> None:
+        """ValueError or IndexError, before anything is written, unless every table is asked for what it has."""
+        _embedding.check_offsets(starts, index.size)
+        batch = (len(starts) - 1) // len(self.bags)
+        for number, bag in enumerate(self.bags):
+            first, stop = starts[number * batch], starts[(number + 1) * batch]
+            check_range(index[first:stop], bag.asked_rows, first, f" for table {number}")
 
     def _part(self, number: int, index: Array, starts: Array, weights: Array | None) -> tuple[Array, Array, Array | None]:
         """Return indices, offsets and weights of one table."""

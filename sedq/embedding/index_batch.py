@@ -51,8 +51,9 @@ class Sealed:
         plain, weighted = _syndromes.index_sums(self.array)
         error, moment = (plain - self.sums[0]) % WORD, (weighted - self.sums[1]) % WORD
         positions = np.arange(1, self.array.size + 1, dtype=np.uint64)
-        right = self.array.astype(np.int64).view(np.uint64) - np.uint64(error)
-        fits = (positions * np.uint64(error) == moment) & (right <= np.uint64(np.iinfo(self.array.dtype).max))
+        right = (self.array.astype(np.int64).view(np.uint64) - np.uint64(error)).view(np.int64)
+        # the bits of a negative weight are a negative integer
+        fits = (positions * np.uint64(error) == moment) & (right.astype(self.array.dtype) == right)
         for at in np.flatnonzero(fits)[:MOST_CANDIDATES].tolist():
             copy = self.array.copy()
             copy[at] = right[at]

@@ -45,6 +45,7 @@ __all__ = [
 Array = NDArray[Any]
 Progress = Callable[[int, int], object]
 LAYOUTS = ("torch", "half", "tbe")
+FLOATS = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
 TBE_ALIGNMENT = 16
 HUGE_PAGE = 2**21
 CHUNK_BYTES = 2**24
@@ -115,7 +116,8 @@ def check_dim(name: str, dim: int, bits: int = 8) -> int:
 def fused_geometry(rows: Array, bits: int, layout: str, dim: int | None) -> tuple[Array, Geometry]:
     """Check rows of a layout; return them as uint8 (rows, bytes), and where their parts stand."""
     geometry(layout, bits, 1)
-    if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype == {16: np.float16, 32: np.float32}.get(bits):
+    # not `dtype == FLOATS.get(bits)`: to NumPy float64 equals None
+    if isinstance(rows, np.ndarray) and rows.ndim == 2 and bits in FLOATS and rows.dtype == FLOATS[bits]:
         rows = (rows if rows.strides[1] == rows.itemsize else np.ascontiguousarray(rows)).view(np.uint8)
     least = geometry(layout, bits, 1).params + 1
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] < least:
@@ -128,6 +130,8 @@ def fused_geometry(rows: Array, bits: int, layout: str, dim: int | None) -> tupl
     made = geometry(layout, bits, check_dim("rows", got if dim is None else dim, bits))
     padded = -(-made.width // TBE_ALIGNMENT) * TBE_ALIGNMENT
     if width != made.width and not (layout == "tbe" and width == padded):
+        if dim is None:
+            raise ValueError(f"rows: got {width} bytes each, expected a multiple of {bits // 8}, float{bits} columns")
         raise ValueError(f"dim: got {dim!r}, but rows of {width} bytes hold {got} codes")
     return rows, made
 

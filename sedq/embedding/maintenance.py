@@ -88,7 +88,8 @@ class Maintained:
     def nbytes(self) -> int:
         """Bytes of memory: rows with their digests, locating sums and parity rows; without a source that is kept."""
         sidecar = 0 if self._table.sidecar is None else self._table.sidecar.nbytes
-        return int(self._table.rows.nbytes) + sidecar + self._redundancy.nbytes
+        with self._guard.exclusive():  # the overlay may grow
+            return int(self._table.rows.nbytes) + sidecar + self._redundancy.nbytes
 
     def bad_rows(self, rows: ArrayLike | None = None) -> list[int]:
         """Return the numbers of rows, of those given or of all, that don't fit their digests.
@@ -103,13 +104,13 @@ class Maintained:
         """
         return self._guard.read(self._redundancy.bad, self._row_numbers(rows))
 
-    def _row_numbers(self, rows: ArrayLike | None) -> Array:
+    def _row_numbers(self, rows: ArrayLike | None, name: str = "rows") -> Array:
         """Return the row numbers given, or all, as int64."""
         if rows is None:
             return np.arange(self.shape[0])
-        numbers = _validation.integers("rows", rows, (0, 1, 2)).reshape(-1).astype(np.int64)
+        numbers = _validation.integers(name, rows, (0, 1, 2)).reshape(-1).astype(np.int64)
         for number in numbers[(numbers < 0) | (numbers >= self.shape[0])]:
-            raise IndexError(f"rows: got {number}, expected 0 to {self.shape[0] - 1}")
+            raise IndexError(f"{name}: got {number}, expected 0 to {self.shape[0] - 1}")
         return numbers
 
     def restore(self, rows: ArrayLike) -> list[int]:
@@ -245,7 +246,7 @@ class Maintained:
         Parameters
         ----------
         indices : array_like of int32 or int64, (k,)
-            Row numbers, each once.
+            Row numbers, each once; of a pruned table those of the rows that there are, not those that its mapping maps.
         values : array_like of float32, (k, d), or ndarray of uint8, (k, bytes)
             Values to be quantised, or fused rows in the layout of the table.
 
@@ -266,14 +267,15 @@ class Maintained:
         >>> bag([[0, 1]])
         array([[1., 1., 1., 1.]], dtype=float32)
         """
-        numbers = self._row_numbers(_validation.integers("indices", indices, (1,)))
+        numbers = self._row_numbers(_validation.integers("indices", indices, (1,)), "indices")
         if len(np.unique(numbers)) < len(numbers):
             raise ValueError("indices: got a row more than once, expected each once")
         if not self._table.own:
             raise ValueError("bag: got a table that is only read, expected one of rows of its own")
         rows = self._new_rows(values, numbers)
-        if self._updated is None and self._source is not None:
-            self._updated = np.zeros(self.shape[0], np.bool_)
+        with self._guard.exclusive():  # two writers must not each make one
+            if self._updated is None and self._source is not None:
+                self._updated = np.zeros(self.shape[0], np.bool_)
         for first in range(0, len(numbers), UPDATED):
             piece = slice(first, first + UPDATED)
             with self._guard.writing():

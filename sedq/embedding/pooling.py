@@ -29,6 +29,7 @@ LEVELS = {
     "full": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM | _embedding.CHECK_TWICE,
 }
 MAX_FINDINGS = 64
+OF_ROWS = (recovery.DIGEST, recovery.SUM, _embedding.FOUND_OVERFLOW)  # what corrupted rows make checks say of a bag
 
 
 class Call(NamedTuple):
@@ -66,7 +67,7 @@ class Pooling(Maintained):
         stats = stats_for(limit, level, len(out))
         lengths = None
         if self._pruning is not None:
-            indices, offsets, weights, lengths = self._pruned(indices, offsets, weights, operator)
+            indices, offsets, weights, lengths = self._pruned(indices, offsets, weights, settings, operator)
         found = self._guard.read(
             _embedding.pool,
             settings.kernels,
@@ -87,7 +88,7 @@ class Pooling(Maintained):
         )
         if level:
             recovery.count_checks(operator, len(out))
-        if found is not None or self._redundancy.overlay:
+        if found is not None or self._redundancy.overlay.places(indices).size:
             self.deal_with(found, Call(indices, offsets, weights, lengths, level, limit), out, y_sums, settings, operator)
         if stats is not None:
             threshold.watch(self, offsets, weights, stats)
@@ -97,17 +98,27 @@ class Pooling(Maintained):
         """Whether a call does more than pooling rows as they are stored."""
         return self._pruning is not None or bool(self._redundancy.overlay)
 
+    @property
+    def asked_rows(self) -> int:
+        """Indices are below this."""
+        return self.shape[0] if self._pruning is None else self._pruning.indices
+
     def _pruned(
-        self, indices: Array, offsets: Array, weights: Array | None, operator: str
+        self, indices: Array, offsets: Array, weights: Array | None, settings: _config.Settings, operator: str
     ) -> tuple[Array, Array, Array | None, Array]:
         """Leave out what contributes nothing."""
         assert self._pruning is not None
         try:
-            return self._pruning.apply(indices, offsets, weights)
+            return self._pruning.apply(indices, offsets, weights, compare=settings.check != "off")
         except requests.CorruptMapping as error:
-            found = [(-1, recovery.INPUT, 0.0, 0.0)]
-            events = recovery.conclude(operator, found, _dispatch.current_cpu(), "raise", "memory", str(error))
-            raise SoftErrorDetected(recovery.summary(events), events) from None
+            corrupted = str(error)
+        found = [(-1, recovery.INPUT, 0.0, 0.0)]
+        if settings.on_error == "warn":
+            recovery.handle(operator, found, "warn", lambda: found, lambda: ("", corrupted))
+            return self._pruning.apply(indices, offsets, weights, compare=False)
+        # what the right mapping is nobody knows: there is nothing to recover from
+        events = recovery.conclude(operator, found, _dispatch.current_cpu(), "raise", "memory", corrupted)
+        raise SoftErrorDetected(recovery.summary(events), events)
 
     def deal_with(
         self,
@@ -158,7 +169,7 @@ class Pooling(Maintained):
         self, found: list[recovery.Finding] | None, call: Call, out: Array, y_sums: Array | None
     ) -> list[recovery.Finding]:
         """Compute the bags that have overlaid rows, which the kernel read as they are stored; what is left to deal with."""
-        places = np.flatnonzero(np.isin(call.indices, list(self._redundancy.overlay)))
+        places = self._redundancy.overlay.places(call.indices)
         numbers = np.unique(np.searchsorted(call.offsets, places, side="right") - 1)
         if found is not None and len(found) >= MAX_FINDINGS:  # which others were wrong as well is not known
             numbers = np.arange(len(out))
@@ -166,7 +177,9 @@ class Pooling(Maintained):
             return found or []
         remaining, again, sums = self._compute_again(numbers, call)
         _store(numbers, again, sums, out, y_sums)
-        elsewhere = [finding for finding in found or () if finding[0] not in set(numbers.tolist())]
+        known = set(numbers.tolist())
+        # of these bags what rows as they are stored explain is no news; a store that went astray may have hit others
+        elsewhere = [(bag, kind, r, at) for bag, kind, r, at in found or () if bag not in known or kind not in OF_ROWS]
         return elsewhere + [
             (int(numbers[bag]), kind, r, at) if bag >= 0 else (bag, kind, r, at) for bag, kind, r, at in remaining or ()
         ]

@@ -13,6 +13,7 @@ Whatever a row is restored from, its digest must fit afterwards, or it stays as 
 from __future__ import annotations
 
 import zlib
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,24 +159,53 @@ def take(kept: tuple[Locator | None, Parity | None], rows: Array, first: int, st
             part.take(rows, first, stop)
 
 
+class Overlay(UserDict[int, Array]):
+    """Rows that stand for corrupted ones, by number; and a mark for every row there is, which says so without a search."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.marks: Array | None = None
+        super().__init__()
+
+    def __setitem__(self, number: int, row: Array) -> None:
+        if self.marks is None:
+            self.marks = np.zeros(self.total, np.bool_)
+        super().__setitem__(number, row)
+        self.marks[number] = True
+
+    def __delitem__(self, number: int) -> None:
+        super().__delitem__(number)
+        if self.marks is not None:
+            self.marks[number] = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(row.nbytes for row in self.values()) + (0 if self.marks is None else self.marks.nbytes)
+
+    def places(self, indices: Array) -> Array:
+        """Where some indices ask for one of the rows."""
+        return np.flatnonzero(self.marks[indices]) if self.marks is not None and self else np.empty(0, np.int64)
+
+
 class Redundancy:
     """What a table keeps beside its digests, and how rows are restored from it.
 
     Attributes
     ----------
-    overlay : dict of int to ndarray of uint8
+    overlay : Overlay
         Corrected rows of a table that is only read, by number: they stand for the rows of the table.
     """
 
     def __init__(self, table: _rows.Table, locator: Locator | None = None, parity: Parity | None = None) -> None:
         self.table, self.locator, self.parity = table, locator, parity
-        self.overlay: dict[int, Array] = {}
+        self.overlay = Overlay(table.num_rows)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory, beyond the table and its digests."""
         parts = sum(part.nbytes for part in (self.locator, self.parity) if part is not None)
-        return parts + sum(row.nbytes for row in self.overlay.values())
+        return parts + self.overlay.nbytes
 
     def bad(self, numbers: Array) -> list[int]:
         """Those of some rows that don't fit their digests; of an overlaid row, what stands for it."""

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sedq import _validation
 from sedq._core import _embedding
 
-__all__ = ["Limit", "Pruning", "bags", "limit", "select", "weights_of"]
+__all__ = ["Limit", "Pruning", "bags", "check_range", "limit", "select", "weights_of"]
 
 Array = NDArray[Any]
 PAPER_BOUND = 1e-5
@@ -87,6 +87,14 @@ def select(numbers: Array, indices: Array, offsets: Array, weights: Array | None
     return index, starts, None if weights is None else np.concatenate([weights[p] for p in parts])
 
 
+def check_range(indices: Array, rows: int, first: int = 0, where: str = "") -> None:
+    """IndexError unless indices, the first of which is at position `first`, are those of rows that there are."""
+    bad = np.flatnonzero((indices < 0) | (indices >= rows))
+    if bad.size:
+        at = bad[0]
+        raise IndexError(f"indices: got {indices[at]} at position {first + at}, expected 0 to {rows - 1}{where}")
+
+
 class Pruning:
     """Which indices a bag leaves out, and which rows the others mean.
 
@@ -110,29 +118,37 @@ class Pruning:
         if padding_idx is not None:
             self.padding_idx = _validation.integer("padding_idx", padding_idx, -rows, rows - 1) % rows
 
-    def apply(self, indices: Array, offsets: Array, weights: Array | None) -> tuple[Array, Array, Array | None, Array]:
-        """Return indices, offsets and weights of the rows that contribute, and the lengths by which means divide."""
-        rows = self.rows if self.mapping is None else len(self.mapping)
-        bad = np.flatnonzero((indices < 0) | (indices >= rows))
-        if bad.size:
-            raise IndexError(f"indices: got {indices[bad[0]]} at position {bad[0]}, expected 0 to {rows - 1}")
+    @property
+    def indices(self) -> int:
+        """How many different indices may be asked for."""
+        return self.rows if self.mapping is None else len(self.mapping)
+
+    def apply(
+        self, indices: Array, offsets: Array, weights: Array | None, *, compare: bool = True
+    ) -> tuple[Array, Array, Array | None, Array]:
+        """Return indices, offsets and weights of the rows that contribute, and the lengths by which means divide.
+
+        Unless `compare` is set, the mapping is taken at its word.
+        """
+        check_range(indices, self.indices)
         _embedding.check_offsets(offsets, len(indices))
         keep = np.ones(len(indices), bool) if self.padding_idx is None else indices != self.padding_idx
         lengths = np.diff(_counted(keep, offsets))
         if self.mapping is not None:
-            indices = self._mapped(indices)
+            indices = self._mapped(indices, compare)
             keep &= indices >= 0
         kept = None if weights is None else weights[keep]
         return indices[keep], _counted(keep, offsets), kept, lengths
 
-    def _mapped(self, indices: Array) -> Array:
+    def _mapped(self, indices: Array, compare: bool) -> Array:
         """Rows of indices; the mapping and its inverse must agree about each, or memory was corrupted."""
         assert self.mapping is not None
         assert self.inverse is not None
         rows = self.mapping[indices]
-        right = rows >= -1
-        inside = right & (rows >= 0) & (rows < self.rows)
-        right &= inside | (rows == -1)
+        inside = (rows >= 0) & (rows < self.rows)
+        if not compare:
+            return np.where(inside, rows, rows.dtype.type(-1))
+        right = inside | (rows == -1)
         right[inside] = self.inverse[rows[inside]] == indices[inside]
         if not right.all():
             raise CorruptMapping(np.unique(indices[~right]))

@@ -83,7 +83,8 @@ typedef uint32_t (*sedq_sum_fn)(const void *p, int64_t rows, int64_t n, int64_t 
  *   8       float32 scale                       float32 bias
  *   8 half  float16 scale, float16 bias         (none: 0)
  *   4, 2    float16 scale, float16 bias         sum of codes
- *   16, 32  float32 sum of the row's values     float32 sum of their magnitudes, rounded up
+ *   16, 32  float32 sum of the row's values     float32 sum of their magnitudes, rounded up;
+ *                                               2^-104 for each that is denormal, and for a sum that is
  *
  * A row of ours is codes, padded with zeros to a multiple of 8 bytes, words, digest. In another layout the codes stand
  * somewhere in the row, the words in the row or in a sidecar, the digest in the sidecar. Nothing is aligned. */
@@ -154,6 +155,7 @@ typedef struct sedq_context {
     sedq_range_fn range;
     sedq_quantize_fn quantize;
     sedq_dots_fn dots;
+    int (*leaves_out)(void); /* hooked build: whether a fault makes the loops skip a chunk of bags; else NULL */
 } sedq_context;
 
 /* Each translation unit exports one function, which fills in its part. A second build, with a fault hook in

@@ -24,7 +24,7 @@ enum {
     SEDQ_FAULT_TILE_SITE,     /* accumulators of a product */
     SEDQ_FAULT_BAG_SITE,      /* accumulators of a bag */
     SEDQ_FAULT_EPILOGUE_SITE, /* outputs as requantisation has computed them, in registers */
-    SEDQ_FAULT_ADDRESS_SITE,  /* where outputs of a product are stored: `add` bytes further, for a test that has the room */
+    SEDQ_FAULT_ADDRESS_SITE,  /* where outputs of a tile or bag are stored: `add` bytes further, for a test that has the room */
     SEDQ_FAULT_STORE_SITE,    /* outputs of a product, as stored */
     SEDQ_FAULT_POOLED_SITE,   /* outputs of a bag, as stored */
     SEDQ_FAULT_CHECKS_SITE,   /* what the rows of a product must sum to */
@@ -32,6 +32,9 @@ enum {
     SEDQ_FAULT_CODES_SITE,    /* codes as quantisation wrote them */
     SEDQ_FAULT_DOTS_SITE,     /* dot products of the interaction */
     SEDQ_FAULT_INDEX_SITE,    /* indices, after their range was checked */
+    SEDQ_FAULT_REQUEST_SITE,  /* which rows a bag pools: what its begin, end, indices and weights are off by, in elements */
+    SEDQ_FAULT_CHUNK_SITE,    /* a chunk of bags, which is skipped */
+    SEDQ_FAULT_READ_SITE,     /* outputs of 32 bits, stored, before they are read back */
     SEDQ_FAULT_SITES
 };
 

@@ -12,7 +12,7 @@ static const sedq_context *sound(void)
     return of_thread.name ? &of_thread : &last;
 }
 
-/* Where a tile is stored, as a fault in an address register left it. */
+/* Where a tile or a bag is stored, as a fault in an address register left it. */
 static void *astray(void *out)
 {
     sedq_fault_plan *plan = &sedq_fault_plans[SEDQ_FAULT_ADDRESS_SITE];
@@ -53,9 +53,27 @@ static void sum_rows(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, con
 static void bag(const sedq_table *t, const void *indices, int index_bytes, const float *weights, int64_t begin,
                 int64_t end, int64_t total, float divisor, float *out, int check, sedq_bag_sums *sums)
 {
-    sound()->bag[t->format](t, indices, index_bytes, weights, begin, end, total, divisor, out, check, sums);
+    int32_t off[4] = {0, 0, 0, 0};
+    sedq_strike(SEDQ_FAULT_REQUEST_SITE, off, 1, 4, 4, 4);
+    sound()->bag[t->format](t, (const char *)indices + off[2] * index_bytes, index_bytes,
+                            weights ? weights + off[3] : weights, begin + off[0], end + off[1], total, divisor,
+                            astray(out), check, sums);
     sedq_strike(SEDQ_FAULT_POOLED_SITE, out, 1, t->dim, t->dim, 4);
     sedq_strike(SEDQ_FAULT_SUMS_SITE, &sums->codes, 1, 2, 2, 8);
+}
+
+static int leaves_out(void)
+{
+    sedq_fault_plan *plan = &sedq_fault_plans[SEDQ_FAULT_CHUNK_SITE];
+    const int due = sedq_fault_due(plan);
+    plan->changed += due;
+    return due;
+}
+
+static uint32_t sum_words(const void *p, int64_t rows, int64_t n, int64_t ld)
+{
+    sedq_strike(SEDQ_FAULT_READ_SITE, (void *)p, rows, n, ld, 4);
+    return sound()->sum_words(p, rows, n, ld);
 }
 
 static int64_t range(const void *indices, int index_bytes, int64_t n, int64_t rows)
@@ -87,6 +105,8 @@ void sedq_wrap_fault_sites(sedq_context *c)
     c->rows = sum_rows;
     for (int format = 0; format < SEDQ_FORMATS; format++)
         c->bag[format] = bag;
+    c->leaves_out = leaves_out;
+    c->sum_words = sum_words;
     c->range = range;
     c->quantize = quantize;
     c->dots = dots;

@@ -89,6 +89,19 @@ static inline uint64_t sedq_row_digest(const sedq_table *t, int64_t row)
     return (bytes << 40) + sedq_word(t, 0, row) + sedq_word(t, 1, row) + (uint64_t)row;
 }
 
+/* Whether a float32 may be taken for zero, or become it, where denormals are: smaller than 2^-126, but not 0. Said without
+ * floating point, to which it may be zero already. */
+static inline int sedq_denormal(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return (u & 0x7f800000) == 0 && (u & 0x7fffff) != 0;
+}
+
+/* What a value that a thread may take for zero adds to the magnitude of its row: times the least factor of the rounding
+ * bound, 6 * 2^-24, more than the 2^-126 that are lost. */
+#define SEDQ_DENORMAL_SHARE 0x1p-104
+
 /* The words that sum up a row, as they must be; words that are scale and bias are left as they are. Returns 0 if a scale,
  * a bias or a value, or a sum of values, is not finite in float32. */
 static inline int sedq_derive_words(const sedq_table *t, int64_t row, uint32_t *words)
@@ -102,14 +115,16 @@ static inline int sedq_derive_words(const sedq_table *t, int64_t row, uint32_t *
     if (t->bits == 8)
         return isfinite(p.scale) && isfinite(p.bias);
     for (int64_t j = 0; j < t->dim; j++) {
-        const double x = sedq_code(t, codes, j);
-        sum += x;
-        magnitude += fabs(x);
+        const float x = sedq_code(t, codes, j);
+        sum += (double)x;
+        magnitude += sedq_denormal(x) ? SEDQ_DENORMAL_SHARE : fabs((double)x);
     }
     if (t->bits < 8) {
         words[1] = (uint32_t)sum;
         return isfinite(p.scale) && isfinite(p.bias);
     }
+    if (sum != 0 && fabs(sum) < 0x1p-126)
+        magnitude += SEDQ_DENORMAL_SHARE;
     rounded[0] = (float)sum;
     rounded[1] = nextafterf((float)magnitude, INFINITY);
     memcpy(words, rounded, sizeof rounded);
