@@ -10,6 +10,7 @@ import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,7 +149,9 @@ class ThresholdCalibration:
     tables: tuple[TableRange, ...]
     detectable_bits: dict[str, tuple[float, ...]]
     curve: tuple[tuple[float, float], ...]
-    _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _warned: WeakKeyDictionary[EmbeddingBag, set[str]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
@@ -156,6 +159,12 @@ class ThresholdCalibration:
         for table in self.tables:
             if len(table.growth) != 5 or not all(abs(g) < math.inf for g in table.growth):
                 raise ValueError(f"growth: got {table.growth!r}, expected 5 finite numbers")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_warned"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _warned=WeakKeyDictionary())
 
     def __str__(self) -> str:
         low, high = self.fpr_interval
@@ -195,11 +204,11 @@ class ThresholdCalibration:
         if not alike:
             known = ", ".join(f"{t.rows} x {t.dim} {t.mode}" for t in self.tables)
             raise ValueError(f"threshold: got a calibration of tables {known}, expected one of {bag!r}")
-        self._warn(f"table {digest}", f"{bag!r} is not a table that was calibrated: its digest differs")
+        self._warn("table", f"{bag!r} is not a table that was calibrated: its digest differs", bag)
         return max(alike, key=lambda table: sum(table.growth))
 
     def watch(self, bag: EmbeddingBag, offsets: Array, weights: Array | None, stats: Array) -> None:
-        """Warn, once of each kind, where a call leaves what the calibration has seen by more than a factor of 2.
+        """Warn, once of each kind for each table, where a call leaves what the calibration has seen by more than a factor of 2.
 
         Parameters
         ----------
@@ -217,23 +226,32 @@ class ThresholdCalibration:
         some = pooling > 0
         most = self.bags_per_unit // len(self.tables)
         if self.unit == "batch" and len(pooling) > most:
-            self._warn("batch", f"a batch of {len(pooling)} bags, and at most {most} were calibrated with")
+            self._warn("batch", f"a batch of {len(pooling)} bags of {self._name(bag)}, at most {most} in calibration", bag)
         if not some.any():
             return
         sizes = pooling[some]
-        self._compare("pooling", sizes.min(), sizes.max(), table.pooling)
+        self._compare("pooling", sizes.min(), sizes.max(), table.pooling, bag)
         each = stats[some, 2] / (1 if bag.mode == "mean" else sizes)
-        self._compare("magnitude of a look-up", each.min(), each.max(), table.magnitude)
+        self._compare("magnitude of a look-up", each.min(), each.max(), table.magnitude, bag)
         if weights is not None and not table.weighted:
-            self._warn("weights", "per-sample weights, and none were calibrated with")
+            self._warn("weights", f"per-sample weights of {self._name(bag)}, none in calibration", bag)
 
-    def _compare(self, what: str, least: float, most: float, seen: tuple[float, float]) -> None:
+    def _compare(self, what: str, least: float, most: float, seen: tuple[float, float], bag: EmbeddingBag) -> None:
         if least < seen[0] / SLACK or most > seen[1] * SLACK:
-            self._warn(what, f"{what} {least:g} to {most:g}, and {seen[0]:g} to {seen[1]:g} was calibrated with")
+            text = f"{what} {least:g} to {most:g} of {self._name(bag)}, {seen[0]:g} to {seen[1]:g} in calibration"
+            self._warn(what, text, bag)
 
-    def _warn(self, kind: str, text: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
+    def _name(self, bag: EmbeddingBag) -> str:
+        """Return what tells a table from others of its shape: its number among those calibrated."""
+        digests = [table.digest for table in self.tables]
+        digest = table_digest(bag)
+        return f"table {digests.index(digest)}, {bag!r}" if digest in digests else repr(bag)
+
+    def _warn(self, kind: str, text: str, bag: EmbeddingBag) -> None:
+        # by the bag, not by its digest: a table that is updated all the time warns once
+        warned = self._warned.setdefault(bag, set())
+        if kind not in warned:
+            warned.add(kind)
             message = f"calibrated threshold: got {text}; the stated false-alarm rate may not hold"
             warnings.warn(message, CalibrationWarning, stacklevel=_caller())
 
