@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 import sedq
 from sedq import _config, faults
 from sedq._core import _dispatch, _embedding
 from sedq.calibration import ThresholdCalibration, _result, _samples, _scale, calibrate_thresholds
 from sedq.datasets import Trace, load_msweb, load_pydocs_trace, synthetic_trace
+from sedq.datasets._requests import Bags
 from sedq.exceptions import CalibrationWarning, ModelFileError, SoftErrorDetected
 
 Array = np.ndarray
@@ -364,9 +366,60 @@ def test_held_out_on_pydocs() -> None:
     t = load_pydocs_trace()
     bag = table(0, t.rows, 32)
     cal = calibrate_thresholds(bag, t.batch(0, 1304), 0.01, method="gpd")
+    assert cal.method == "gpd"
     held = cal.verify(bag, t.batch(1304, 2608))
+    assert cal.fpr_interval[0] <= held.rate <= cal.fpr_interval[1]
+    assert held.position == "within"
     assert held.agrees
-    assert held.interval[0] <= cal.fpr_interval[1]
+
+
+def stating(cal: ThresholdCalibration, low: float, high: float) -> ThresholdCalibration:
+    """The same threshold with another interval."""
+    return ThresholdCalibration(**{**vars_of(cal), "fpr_interval": (low, high)})
+
+
+def test_an_understated_rate_is_contradicted(bag: sedq.EmbeddingBag, calibrated: ThresholdCalibration) -> None:
+    second = trace(8000, 1)
+    held = calibrated.verify(bag, second)
+    assert (held.position, held.agrees) == ("within", True)
+    low, high = held.interval
+    for stated, position, agrees in (
+        ((0, low / 2), "above", False),
+        ((0, 0.95 * low), "above", False),
+        ((0, (low + held.rate) / 2), "above", True),  # by chance
+        ((0, held.rate), "within", True),
+        ((held.rate, 1), "within", True),
+        ((2 * high, 3 * high), "below", True),  # fewer than stated
+    ):
+        again = stating(calibrated, *stated).verify(bag, second)
+        assert (again.position, again.agrees) == (position, agrees), stated
+        effective = max(1, math.floor(held.alarms * held.distinct / held.units))
+        assert again.p_value == pytest.approx(binom.sf(effective - 1, held.distinct, stated[1]), rel=1e-6)
+
+
+def test_the_same_bags_again_are_no_more_evidence(bag: sedq.EmbeddingBag, calibrated: ThresholdCalibration) -> None:
+    t = trace(8000, 1)
+    once, again = calibrated.verify(bag, t), calibrated.verify(bag, [t] * 5)
+    assert (again.units, again.alarms) == (5 * once.units, 5 * once.alarms)
+    assert (again.distinct, again.distinct_alarms) == (once.distinct, once.distinct_alarms)
+    assert again.interval == once.interval
+    assert again.p_value == once.p_value
+
+
+def test_a_tail_counts_what_was_sampled(bag: sedq.EmbeddingBag) -> None:
+    """Not what is distinct: bags of the upper half three times each."""
+    t = trace(6000)
+    run = stats_of(bag, t)
+    order = np.argsort(np.abs(run.residual) / np.maximum(run.magnitude, 1e-30) / np.sqrt(np.maximum(run.pooling, 1)))
+    whole = Bags(t.indices, t.offsets)
+    often = whole.take(np.concatenate([order, *[order[3000:]] * 2]))
+    cal = calibrate_thresholds(bag, Trace(often.indices, often.offsets, ROWS), 5e-3, method="gpd")
+    assert cal.tail is not None
+    run = stats_of(bag, Trace(often.indices, often.offsets, ROWS))
+    units = np.abs(run.residual) / np.maximum(_scale.scale(cal.tables[0].growth, run.pooling, run.magnitude), 1e-300)
+    assert cal.tail.share == pytest.approx(np.mean(units > cal.tail.level))
+    assert cal.tail.share > 1.2 * np.mean(np.unique(units) > cal.tail.level)
+    assert cal.tail.rate(cal.tail.level) == pytest.approx(cal.tail.share)
 
 
 # ---- in use
@@ -456,7 +509,10 @@ def fresh(cal: ThresholdCalibration) -> ThresholdCalibration:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda bag: ((np.arange(1500), np.array([0])), {}), r"pooling 1500 to 1500 of table 0, <EmbeddingBag 2000 x 16.*>, 1 to .* in calibration"),
+        (
+            lambda bag: ((np.arange(1500), np.array([0])), {}),
+            r"pooling 1500 to 1500 of table 0, <EmbeddingBag 2000 x 16.*>, 1 to .* in calibration",
+        ),
         (lambda bag: ((np.arange(9), np.array([0])), {"per_sample_weights": np.ones(9, np.float32)}), "per-sample weights"),
         (
             lambda bag: ((np.arange(9), np.array([0])), {"per_sample_weights": np.full(9, 1e3, np.float32)}),
@@ -547,7 +603,7 @@ def test_each_table_warns_by_name(msweb: tuple[sedq.DLRM, Any]) -> None:
 def test_a_larger_batch_warns(bag: sedq.EmbeddingBag) -> None:
     cal = calibrate_thresholds(bag, batches(0), 0.05, "batch")
     t = trace(21)
-    with pytest.warns(CalibrationWarning, match="a batch of 21 bags of table 0, .*, at most 20"):
+    with pytest.warns(CalibrationWarning, match="got 21 bags of table 0, .* a batch, at most 20"):
         bag(t.indices, t.offsets, include_last_offset=True, threshold=cal)
 
 

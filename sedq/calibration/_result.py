@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sedq._files import replacing
 from sedq.calibration._samples import TableSamples, collect, table_digest, units_of
 from sedq.calibration._scale import limits
-from sedq.calibration._tail import Tail, rate_interval
+from sedq.calibration._tail import Tail, probability_of, rate_interval
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import CalibrationWarning, ModelFileError
@@ -77,8 +77,14 @@ class HeldOut:
         How many different residuals all units had, and those that exceeded: the same bag again tells nothing new.
     interval : (float, float)
         Clopper and Pearson's interval of the rate, for as many trials as there are distinct units.
+    position : str
+        Where the rate counted lies: ``"within"``, ``"above"`` or ``"below"`` the stated interval.
+    p_value : float
+        The probability of at least as many alarms at the upper end of the stated interval, for as many trials as there are
+        distinct units, of which the same share exceeds.
     agrees : bool
-        Whether that interval and the stated one have a rate in common.
+        False if the rate lies above the stated interval and `p_value` is below ``(1 - confidence) / 2``, 0.025 at 95 %. A
+        rate below it is safe: there are fewer false alarms than were stated.
     """
 
     alarms: int
@@ -86,6 +92,8 @@ class HeldOut:
     distinct: int
     distinct_alarms: int
     interval: tuple[float, float]
+    position: str
+    p_value: float
     agrees: bool
 
     @property
@@ -208,7 +216,7 @@ class ThresholdCalibration:
         return max(alike, key=lambda table: sum(table.growth))
 
     def watch(self, bag: EmbeddingBag, offsets: Array, weights: Array | None, stats: Array) -> None:
-        """Warn, once of each kind for each table, where a call leaves what the calibration has seen by more than a factor of 2.
+        """Warn, once of each kind for each table, where a call leaves what was calibrated by more than a factor of 2.
 
         Parameters
         ----------
@@ -226,7 +234,7 @@ class ThresholdCalibration:
         some = pooling > 0
         most = self.bags_per_unit // len(self.tables)
         if self.unit == "batch" and len(pooling) > most:
-            self._warn("batch", f"a batch of {len(pooling)} bags of {self._name(bag)}, at most {most} in calibration", bag)
+            self._warn("batch", f"{len(pooling)} bags of {self._name(bag)} a batch, at most {most} in calibration", bag)
         if not some.any():
             return
         sizes = pooling[some]
@@ -278,9 +286,13 @@ class ThresholdCalibration:
             raise ValueError(f"samples: got no {self.unit}, expected at least one")
         different = np.unique(excess)
         alarms, distinct = int((excess > 1).sum()), len(different)
-        low, high = rate_interval(alarms, len(excess), distinct, self.confidence)
-        agrees = low <= self.fpr_interval[1] and self.fpr_interval[0] <= high
-        return HeldOut(alarms, len(excess), distinct, int((different > 1).sum()), (low, high), agrees)
+        low, high = self.fpr_interval
+        rate, interval = alarms / len(excess), rate_interval(alarms, len(excess), distinct, self.confidence)
+        position = "above" if rate > high else "below" if rate < low else "within"
+        p_value = probability_of(alarms, len(excess), distinct, high)
+        agrees = position != "above" or p_value >= (1 - self.confidence) / 2
+        seen = int((different > 1).sum())
+        return HeldOut(alarms, len(excess), distinct, seen, interval, position, p_value, agrees)
 
     def _excess(self, run: TableSamples) -> Array:
         """Return each bag's residual in units of its limit."""
