@@ -33,7 +33,7 @@ def test_the_default_is_the_bound_and_says_why(capsys: pytest.CaptureFixture[str
     assert err == ""
     assert "threshold       bound, the rounding bound" in out
     assert "do not support a rate of 1e-06" in out
-    assert out.endswith("what was counted agrees with the stated rate\n")
+    assert out.endswith("the rate counted lies within the stated interval\n")
     assert max(map(len, out.splitlines())) <= 200
 
 
@@ -48,17 +48,38 @@ def test_files_hold_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtur
     held = result["held_out"]
     assert held["agrees"]
     assert held["alarms"] > 0
+    assert held["rate"] == held["alarms"] / held["units"]
+    low, high = cal.fpr_interval
+    assert held["position"] == ("above" if held["rate"] > high else "below" if held["rate"] < low else "within")
+    assert 0.025 <= held["p_value"] <= 1
     out = capsys.readouterr().out
     assert f"held out        {held['alarms']} of {held['units']}" in out
     assert f"{cal.threshold:.3f}" in out
     assert sorted(os.listdir(tmp_path)) == ["c.json", "r.json"]
 
 
-def test_a_tail_is_described(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["calibrate", "--target-fpr", "1e-5", "--unit", "bag", "--extrapolate"]) == 0
+def write_requests(path: Path, dense: Any, indices: Any, offsets: Any) -> None:
+    arrays = {f"indices_{t}": i for t, i in enumerate(indices)} | {f"offsets_{t}": o for t, o in enumerate(offsets)}
+    np.savez(path, dense=dense, **arrays)
+
+
+def test_a_tail_is_described(
+    model_file: Path, tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of bags drawn evenly, hardly any of which occurs again."""
+    r, tables = load_msweb().heldout.batch(0, 4000), load_msweb().tables
+    indices = [rng.integers(0, len(table), 40_000) for table in tables]
+    write_requests(tmp_path / "r.npz", r.dense, indices, [np.arange(0, 40_001, 10)] * len(tables))
+    arguments = ["--model", str(model_file), "--requests", str(tmp_path / "r.npz"), "--method", "gpd", "--extrapolate"]
+    assert cli.main(["calibrate", *arguments, "--target-fpr", "1e-5", "--unit", "request"]) == 0
     out = capsys.readouterr().out
     assert "Anderson-Darling" in out
     assert "times beyond one in" in out
+
+
+def test_no_tail_of_bags_that_occur_again_and_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["calibrate", "--target-fpr", "1e-3", "--unit", "bag", "--method", "gpd"]) == 0
+    assert "expected at least 50 for a tail; the bound stays" in capsys.readouterr().out
 
 
 def test_a_saved_model_gives_the_same(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,14 +92,12 @@ def test_a_saved_model_gives_the_same(model_file: Path, capsys: pytest.CaptureFi
 
 def test_requests_of_a_file(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     r = load_msweb().heldout.batch(0, 2000)
-    arrays = {f"indices_{t}": i for t, i in enumerate(r.indices)} | {f"offsets_{t}": o for t, o in enumerate(r.offsets)}
     path = tmp_path / "requests.npz"
-    np.savez(path, dense=r.dense, **arrays)
+    write_requests(path, r.dense, r.indices, r.offsets)
     arguments = ["calibrate", "--model", str(model_file), "--requests", str(path), "--target-fpr", "0.02"]
     assert cli.main(arguments) == 0
     assert "1000 requests to calibrate" in capsys.readouterr().out
-    arrays["offsets_2"] = arrays["offsets_2"][::-1]
-    np.savez(path, dense=r.dense, **arrays)
+    write_requests(path, r.dense, r.indices, [o[::-1] if t == 2 else o for t, o in enumerate(r.offsets)])
     assert cli.main(arguments) == 2
     assert "--requests: got" in capsys.readouterr().err
 
@@ -92,6 +111,34 @@ def test_a_contradiction_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(_command, "calibrate_thresholds", boasting)
     assert cli.main(["calibrate", "--target-fpr", "0.01"]) == 1
     assert "THE COUNT CONTRADICTS THE STATED RATE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("stated", "status", "message"),
+    [
+        (
+            lambda low, high: (0, low / 2),
+            1,
+            "THE COUNT CONTRADICTS THE STATED RATE: it lies above the interval, and at its upper",
+        ),
+        (lambda low, high: (0, 1.2 * low), 0, "above the stated interval, which chance can explain: at its upper end"),
+        (lambda low, high: (2 * high, 3 * high), 0, "below the stated interval: fewer false alarms than stated"),
+    ],
+    ids=["above", "by chance", "below"],
+)
+def test_where_the_rate_lies(
+    stated: Any, status: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Per bag, with an interval that is not what the threshold has."""
+    honest = _command.calibrate_thresholds
+
+    def misstating(*args: Any, **options: Any) -> ThresholdCalibration:
+        cal = honest(*args, **options)
+        return dataclasses.replace(cal, fpr_interval=stated(*cal.fpr_interval))
+
+    monkeypatch.setattr(_command, "calibrate_thresholds", misstating)
+    assert cli.main(["calibrate", "--target-fpr", "0.01", "--unit", "bag"]) == status
+    assert message in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 import sedq
 from sedq import _config, faults
 from sedq._core import _dispatch, _embedding
 from sedq.calibration import ThresholdCalibration, _result, _samples, _scale, calibrate_thresholds
 from sedq.datasets import Trace, load_msweb, load_pydocs_trace, synthetic_trace
+from sedq.datasets._requests import Bags
 from sedq.exceptions import CalibrationWarning, ModelFileError, SoftErrorDetected
 
 Array = np.ndarray
@@ -364,9 +366,60 @@ def test_held_out_on_pydocs() -> None:
     t = load_pydocs_trace()
     bag = table(0, t.rows, 32)
     cal = calibrate_thresholds(bag, t.batch(0, 1304), 0.01, method="gpd")
+    assert cal.method == "gpd"
     held = cal.verify(bag, t.batch(1304, 2608))
+    assert cal.fpr_interval[0] <= held.rate <= cal.fpr_interval[1]
+    assert held.position == "within"
     assert held.agrees
-    assert held.interval[0] <= cal.fpr_interval[1]
+
+
+def stating(cal: ThresholdCalibration, low: float, high: float) -> ThresholdCalibration:
+    """The same threshold with another interval."""
+    return ThresholdCalibration(**{**vars_of(cal), "fpr_interval": (low, high)})
+
+
+def test_an_understated_rate_is_contradicted(bag: sedq.EmbeddingBag, calibrated: ThresholdCalibration) -> None:
+    second = trace(8000, 1)
+    held = calibrated.verify(bag, second)
+    assert (held.position, held.agrees) == ("within", True)
+    low, high = held.interval
+    for stated, position, agrees in (
+        ((0, low / 2), "above", False),
+        ((0, 0.95 * low), "above", False),
+        ((0, (low + held.rate) / 2), "above", True),  # by chance
+        ((0, held.rate), "within", True),
+        ((held.rate, 1), "within", True),
+        ((2 * high, 3 * high), "below", True),  # fewer than stated
+    ):
+        again = stating(calibrated, *stated).verify(bag, second)
+        assert (again.position, again.agrees) == (position, agrees), stated
+        effective = max(1, math.floor(held.alarms * held.distinct / held.units))
+        assert again.p_value == pytest.approx(binom.sf(effective - 1, held.distinct, stated[1]), rel=1e-6)
+
+
+def test_the_same_bags_again_are_no_more_evidence(bag: sedq.EmbeddingBag, calibrated: ThresholdCalibration) -> None:
+    t = trace(8000, 1)
+    once, again = calibrated.verify(bag, t), calibrated.verify(bag, [t] * 5)
+    assert (again.units, again.alarms) == (5 * once.units, 5 * once.alarms)
+    assert (again.distinct, again.distinct_alarms) == (once.distinct, once.distinct_alarms)
+    assert again.interval == once.interval
+    assert again.p_value == once.p_value
+
+
+def test_a_tail_counts_what_was_sampled(bag: sedq.EmbeddingBag) -> None:
+    """Not what is distinct: bags of the upper half three times each."""
+    t = trace(6000)
+    run = stats_of(bag, t)
+    order = np.argsort(np.abs(run.residual) / np.maximum(run.magnitude, 1e-30) / np.sqrt(np.maximum(run.pooling, 1)))
+    whole = Bags(t.indices, t.offsets)
+    often = whole.take(np.concatenate([order, *[order[3000:]] * 2]))
+    cal = calibrate_thresholds(bag, Trace(often.indices, often.offsets, ROWS), 5e-3, method="gpd")
+    assert cal.tail is not None
+    run = stats_of(bag, Trace(often.indices, often.offsets, ROWS))
+    units = np.abs(run.residual) / np.maximum(_scale.scale(cal.tables[0].growth, run.pooling, run.magnitude), 1e-300)
+    assert cal.tail.share == pytest.approx(np.mean(units > cal.tail.level))
+    assert cal.tail.share > 1.2 * np.mean(np.unique(units) > cal.tail.level)
+    assert cal.tail.rate(cal.tail.level) == pytest.approx(cal.tail.share)
 
 
 # ---- in use
@@ -456,7 +509,10 @@ def fresh(cal: ThresholdCalibration) -> ThresholdCalibration:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda bag: ((np.arange(1500), np.array([0])), {}), "pooling 1500 to 1500, and 1 to .* was calibrated with"),
+        (
+            lambda bag: ((np.arange(1500), np.array([0])), {}),
+            r"pooling 1500 to 1500 of table 0, <EmbeddingBag 2000 x 16.*>, 1 to .* in calibration",
+        ),
         (lambda bag: ((np.arange(9), np.array([0])), {"per_sample_weights": np.ones(9, np.float32)}), "per-sample weights"),
         (
             lambda bag: ((np.arange(9), np.array([0])), {"per_sample_weights": np.full(9, 1e3, np.float32)}),
@@ -489,10 +545,65 @@ def test_another_table_warns_and_another_shape_is_refused(calibrated: ThresholdC
             wrong(t.indices, t.offsets, include_last_offset=True, threshold=cal)
 
 
+def warned(bag: sedq.EmbeddingBag, call: tuple[Array, Array], cal: ThresholdCalibration) -> list[str]:
+    """What a call warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bag(*call, threshold=cal)
+    assert {w.category for w in caught} <= {CalibrationWarning}
+    return [str(w.message) for w in caught]
+
+
+def test_an_updated_table_is_another() -> None:
+    bag, t = table(3), trace(200)
+    cal = calibrate_thresholds(bag, t, method="bound")
+    assert warned(bag, (t.indices, t.offsets[:-1]), cal) == []
+    bag.update_rows(np.arange(ROWS), 1.3 * np.random.default_rng(3).normal(size=(ROWS, DIM)).astype(np.float32))
+    (message,) = warned(bag, (t.indices, t.offsets[:-1]), cal)
+    assert "is not a table that was calibrated: its digest differs" in message
+    bag.update_rows([7], np.ones((1, DIM), np.float32))
+    assert warned(bag, (t.indices, t.offsets[:-1]), cal) == []  # said before
+    (message,) = warned(pickle.loads(pickle.dumps(bag)), (t.indices, t.offsets[:-1]), cal)
+    assert "its digest differs" in message
+
+
+def test_a_calibration_knows_the_table_as_it_was_then(tmp_path: Path) -> None:
+    bag, t = table(3), trace(200)
+    calibrate_thresholds(bag, t, method="bound")
+    bag.update_rows([5], np.ones((1, DIM), np.float32))
+    calibrate_thresholds(bag, t, method="bound").save(tmp_path / "cal.json")
+    cal, copy = ThresholdCalibration.load(tmp_path / "cal.json"), pickle.loads(pickle.dumps(bag))
+    for same in (copy, bag):
+        same(t.indices, t.offsets, include_last_offset=True, threshold=cal)  # a warning would be an error here
+
+
+def test_a_repaired_table_is_the_same() -> None:
+    bag = table(3, parity=100)
+    t = trace(200)
+    cal = calibrate_thresholds(bag, t, method="bound")
+    version = bag.version
+    faults.flip_row_bit(bag, int(t.indices[0]), 5)
+    with sedq.monitor() as m:
+        bag(t.indices, t.offsets, include_last_offset=True, threshold=cal)
+    assert m.detections > 0
+    assert bag.version > version
+    bag(t.indices, t.offsets, include_last_offset=True, threshold=cal)
+
+
+def test_each_table_warns_by_name(msweb: tuple[sedq.DLRM, Any]) -> None:
+    model, requests = msweb
+    cal = calibrate_thresholds(model, requests.batch(0, 2000), 0.05, "request")
+    for number, bag in enumerate(model.bags):
+        call = np.arange(6000) % bag.shape[0], np.array([0])
+        (message,) = (text for text in warned(bag, call, cal) if "pooling" in text)
+        assert f"pooling 6000 to 6000 of table {number}, {bag!r}" in message
+        assert warned(bag, call, cal) == []
+
+
 def test_a_larger_batch_warns(bag: sedq.EmbeddingBag) -> None:
     cal = calibrate_thresholds(bag, batches(0), 0.05, "batch")
     t = trace(21)
-    with pytest.warns(CalibrationWarning, match="a batch of 21 bags, and at most 20"):
+    with pytest.warns(CalibrationWarning, match="got 21 bags of table 0, .* a batch, at most 20"):
         bag(t.indices, t.offsets, include_last_offset=True, threshold=cal)
 
 

@@ -12,7 +12,7 @@ from sedq.calibration import _tail
 @pytest.mark.parametrize("shape", [-0.4, -0.1, 0.05, 0.4])
 def test_the_estimator_agrees_with_maximum_likelihood(shape: float) -> None:
     x = genpareto.rvs(shape, scale=3, size=4000, random_state=np.random.default_rng(1))
-    got = _tail._fit(x)
+    got = _tail._fit(np.sort(x), np.ones(len(x)))
     fitted, _, scale = genpareto.fit(x, floc=0)
     assert got[0] == pytest.approx(fitted, abs=0.02)
     assert got[1] == pytest.approx(scale, rel=0.02)
@@ -25,7 +25,7 @@ def test_anderson_darling_by_its_definition(rng: np.random.Generator) -> None:
     grid = np.linspace(0, 1, 2_000_001)[1:-1]
     empirical = np.searchsorted(u, grid, side="right") / 30
     integral = 30 * np.mean((empirical - grid) ** 2 / (grid * (1 - grid)))
-    assert _tail._anderson_darling(u) == pytest.approx(integral, rel=1e-3)
+    assert _tail._anderson_darling(u, np.ones(30)) == pytest.approx(integral, rel=1e-3)
 
 
 def test_the_test_accepts_what_fits_and_rejects_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,8 +34,10 @@ def test_the_test_accepts_what_fits_and_rejects_what_does_not(monkeypatch: pytes
     for seed in range(20):
         rng = np.random.default_rng(seed)
         for x, fits in ((genpareto.rvs(0.1, size=300, random_state=rng), True), (rng.lognormal(2, 0.2, 300), False)):
-            shape, scale = _tail._fit(x)
-            p = _tail._p_value(_tail._anderson_darling(_tail._cdf(x, shape, scale)), 300, shape, scale, rng)
+            once = np.ones(300)
+            shape, scale = _tail._fit(np.sort(x), once)
+            statistic = _tail._anderson_darling(_tail._cdf(np.sort(x), shape, scale), once)
+            p = _tail._p_value(statistic, once, shape, scale, rng)
             accepted += fits and p >= 0.1
             rejected += not fits and p < 0.1
     assert accepted >= 14  # 18 expected
@@ -59,6 +61,60 @@ def test_the_rate_is_covered(monkeypatch: pytest.MonkeyPatch, target: float) -> 
         inside += low <= 2 * norm.sf(threshold) <= high
     assert trials >= 30
     assert inside / trials >= 0.85
+
+
+@pytest.mark.parametrize(("zipf", "target", "seeds"), [(0.8, 1e-2, 12), (0.8, 1e-3, 16), (1.1, 1e-2, 40)])
+def test_the_rate_of_popular_samples_is_covered(
+    monkeypatch: pytest.MonkeyPatch, zipf: float, target: float, seeds: int
+) -> None:
+    """Of 20,000 half-normal values, some popular: where a tail is fitted, and by counts."""
+    monkeypatch.setattr(_tail, "REPLICATES", 50)
+    popularity = np.arange(1, 20_001.0) ** -zipf
+    popularity /= popularity.sum()
+    inside, counted, trials = 0, 0, 0
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        values = abs(rng.normal(size=20_000))
+        x = values[rng.choice(20_000, 40_000, p=popularity)]
+        distinct = np.unique(x)
+        threshold = _tail.order_statistic(np.sort(x), len(distinct), target, 0.95)
+        counted += threshold is not None and popularity[values > threshold].sum() <= target
+        fitted = _tail.fit_tail(x, distinct, target, 0.95, rng)
+        if fitted is not None:
+            tail, threshold, (low, high) = fitted
+            assert tail.effective >= 50
+            trials += 1
+            inside += low <= popularity[values > threshold].sum() <= high
+    assert trials >= 4  # of these a tail is fitted, the others keep the bound
+    assert inside / trials >= 0.85
+    assert counted / seeds >= 0.95
+
+
+def test_counts_are_weights(rng: np.random.Generator) -> None:
+    """The statistic of values that occur again is that of their repetition, but for what it is worth."""
+    u = np.sort(rng.uniform(size=40))
+    twice = np.sort(np.concatenate([u, u]))
+    weights = rng.integers(1, 4, 40).astype(np.float64)
+    repeated = np.repeat(u, weights.astype(int))
+    assert _tail._anderson_darling(u, np.full(40, 2.0)) == pytest.approx(_tail._anderson_darling(twice, np.ones(80)) / 2)
+    got, expected = _tail._anderson_darling(u, weights), _tail._anderson_darling(repeated, np.ones(len(repeated)))
+    assert got / _tail._effective(weights) == pytest.approx(expected / len(repeated))
+    assert _tail._effective(np.full(40, 3.0)) == pytest.approx(40)
+    assert _tail._effective(np.array([1e6, 1.0, 1.0])) == pytest.approx(1, rel=1e-4)
+    x = np.sort(genpareto.rvs(0.1, size=500, random_state=rng))
+    counts = rng.integers(1, 4, 500)
+    got, expected = _tail._fit(x, counts.astype(float)), _tail._fit(np.repeat(x, counts), np.ones(counts.sum()))
+    assert got == pytest.approx(expected, rel=0.02, abs=0.01)  # the prior weighs the same against fewer
+
+
+def test_what_comes_in_lumps_scatters(rng: np.random.Generator) -> None:
+    """The quantile of a gamma distribution with that mean, whose variance is the mean times the lump."""
+    rates = np.full(5, 0.01)
+    drawn = rng.gamma(0.01 / 0.002, 0.002, 200_000)
+    for probability in (0.025, 0.5, 0.975):
+        assert _tail._quantile(rates, 0.002, probability) == pytest.approx(np.quantile(drawn, probability), rel=0.03)
+        assert _tail._quantile(rates, 0.0, probability) == pytest.approx(0.01)
+    assert _tail._quantile(np.zeros(5), 0.002, 0.975) == 0
 
 
 def test_order_statistics_cover_the_rate(rng: np.random.Generator) -> None:

@@ -15,7 +15,7 @@ from sedq.calibration import _scale
 from sedq.calibration._bits import detectable_bits
 from sedq.calibration._result import TableRange, ThresholdCalibration
 from sedq.calibration._samples import TableSamples, collect, table_digest, units_of
-from sedq.calibration._tail import FEWEST, HIGHEST, Tail, fit_tail, order_statistic, rate_interval
+from sedq.calibration._tail import FEWEST, HIGHEST, Tail, fit_tail, order_statistic, rate_interval, worth_of_highest
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import CalibrationWarning
@@ -207,6 +207,12 @@ def _choose(
         )
     fitted = fit_tail(units, distinct, target, confidence, rng)
     if fitted is None:
+        worth = worth_of_highest(units, distinct)
+        if support >= LEAST and worth < FEWEST:
+            return BOUND, (
+                f"samples: the highest tenth of {support} distinct ones occur again so often that they are worth "
+                f"{worth:.0f}, expected at least {FEWEST} for a tail"
+            )
         return BOUND, f"samples: no generalised Pareto tail fits the highest of {support} distinct ones ({LEAST} at least)"
     tail, threshold, interval = fitted
     return _Choice(threshold, "gpd", interval, tail), ""

@@ -31,7 +31,8 @@ def add_parser(commands: Any) -> None:
         "calibrate",
         help="choose a threshold by its false-alarm rate",
         description="Calibrate the threshold of a model's embedding bags on the first half of the requests and count false "
-        "alarms on the second. Exit status 1 if these contradict the stated rate, 2 if the run is invalid.",
+        "alarms on the second. Exit status 1 if their rate lies above the stated interval and as many have a probability "
+        "below 0.025 at its upper end, 2 if the run is invalid.",
     )
     parser.add_argument("--model", type=Path, metavar="FILE", help="a saved model (default: the packaged MSWeb model)")
     parser.add_argument(
@@ -169,8 +170,19 @@ def _table(name: str, calibration: ThresholdCalibration, held: HeldOut) -> str:
     lines.append(f"most flips seen from output bit {_bits(c, 'output')}, from code bit {_bits(c, 'code')}")
     if c.reason:
         lines += ["", f"{c.reason}; the bound stays"]
-    agrees = "what was counted agrees with the stated rate" if held.agrees else "THE COUNT CONTRADICTS THE STATED RATE"
-    return "\n".join([*lines, "", agrees])
+    return "\n".join([*lines, "", _verdict(c, held)])
+
+
+def _verdict(calibration: ThresholdCalibration, held: HeldOut) -> str:
+    """Say where the rate counted lies, and what that means."""
+    if held.position == "within":
+        return "the rate counted lies within the stated interval"
+    if held.position == "below":
+        return "the rate counted lies below the stated interval: fewer false alarms than stated"
+    chance = f"at its upper end, {_rate(calibration.fpr_interval[1])}, as many have a probability of {_rate(held.p_value)}"
+    if held.agrees:
+        return f"the rate counted lies above the stated interval, which chance can explain: {chance}"
+    return f"THE COUNT CONTRADICTS THE STATED RATE: it lies above the interval, and {chance}"
 
 
 def _plural(unit: str) -> str:
@@ -183,7 +195,10 @@ def _document(name: str, calibration: ThresholdCalibration, held: HeldOut) -> di
         "units": held.units,
         "distinct": held.distinct,
         "distinct_alarms": held.distinct_alarms,
+        "rate": held.rate,
         "interval": list(held.interval),
+        "position": held.position,
+        "p_value": held.p_value,
         "agrees": held.agrees,
     }
     return {

@@ -10,6 +10,7 @@ import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from sedq._files import replacing
 from sedq.calibration._samples import TableSamples, collect, table_digest, units_of
 from sedq.calibration._scale import limits
-from sedq.calibration._tail import Tail, rate_interval
+from sedq.calibration._tail import Tail, probability_of, rate_interval
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import CalibrationWarning, ModelFileError
@@ -76,8 +77,14 @@ class HeldOut:
         How many different residuals all units had, and those that exceeded: the same bag again tells nothing new.
     interval : (float, float)
         Clopper and Pearson's interval of the rate, for as many trials as there are distinct units.
+    position : str
+        Where the rate counted lies: ``"within"``, ``"above"`` or ``"below"`` the stated interval.
+    p_value : float
+        The probability of at least as many alarms at the upper end of the stated interval, for as many trials as there are
+        distinct units, of which the same share exceeds.
     agrees : bool
-        Whether that interval and the stated one have a rate in common.
+        False if the rate lies above the stated interval and `p_value` is below ``(1 - confidence) / 2``, 0.025 at 95 %. A
+        rate below it is safe: there are fewer false alarms than were stated.
     """
 
     alarms: int
@@ -85,6 +92,8 @@ class HeldOut:
     distinct: int
     distinct_alarms: int
     interval: tuple[float, float]
+    position: str
+    p_value: float
     agrees: bool
 
     @property
@@ -148,7 +157,9 @@ class ThresholdCalibration:
     tables: tuple[TableRange, ...]
     detectable_bits: dict[str, tuple[float, ...]]
     curve: tuple[tuple[float, float], ...]
-    _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _warned: WeakKeyDictionary[EmbeddingBag, set[str]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
@@ -156,6 +167,12 @@ class ThresholdCalibration:
         for table in self.tables:
             if len(table.growth) != 5 or not all(abs(g) < math.inf for g in table.growth):
                 raise ValueError(f"growth: got {table.growth!r}, expected 5 finite numbers")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_warned"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _warned=WeakKeyDictionary())
 
     def __str__(self) -> str:
         low, high = self.fpr_interval
@@ -195,11 +212,11 @@ class ThresholdCalibration:
         if not alike:
             known = ", ".join(f"{t.rows} x {t.dim} {t.mode}" for t in self.tables)
             raise ValueError(f"threshold: got a calibration of tables {known}, expected one of {bag!r}")
-        self._warn(f"table {digest}", f"{bag!r} is not a table that was calibrated: its digest differs")
+        self._warn("table", f"{bag!r} is not a table that was calibrated: its digest differs", bag)
         return max(alike, key=lambda table: sum(table.growth))
 
     def watch(self, bag: EmbeddingBag, offsets: Array, weights: Array | None, stats: Array) -> None:
-        """Warn, once of each kind, where a call leaves what the calibration has seen by more than a factor of 2.
+        """Warn, once of each kind for each table, where a call leaves what was calibrated by more than a factor of 2.
 
         Parameters
         ----------
@@ -217,23 +234,32 @@ class ThresholdCalibration:
         some = pooling > 0
         most = self.bags_per_unit // len(self.tables)
         if self.unit == "batch" and len(pooling) > most:
-            self._warn("batch", f"a batch of {len(pooling)} bags, and at most {most} were calibrated with")
+            self._warn("batch", f"{len(pooling)} bags of {self._name(bag)} a batch, at most {most} in calibration", bag)
         if not some.any():
             return
         sizes = pooling[some]
-        self._compare("pooling", sizes.min(), sizes.max(), table.pooling)
+        self._compare("pooling", sizes.min(), sizes.max(), table.pooling, bag)
         each = stats[some, 2] / (1 if bag.mode == "mean" else sizes)
-        self._compare("magnitude of a look-up", each.min(), each.max(), table.magnitude)
+        self._compare("magnitude of a look-up", each.min(), each.max(), table.magnitude, bag)
         if weights is not None and not table.weighted:
-            self._warn("weights", "per-sample weights, and none were calibrated with")
+            self._warn("weights", f"per-sample weights of {self._name(bag)}, none in calibration", bag)
 
-    def _compare(self, what: str, least: float, most: float, seen: tuple[float, float]) -> None:
+    def _compare(self, what: str, least: float, most: float, seen: tuple[float, float], bag: EmbeddingBag) -> None:
         if least < seen[0] / SLACK or most > seen[1] * SLACK:
-            self._warn(what, f"{what} {least:g} to {most:g}, and {seen[0]:g} to {seen[1]:g} was calibrated with")
+            text = f"{what} {least:g} to {most:g} of {self._name(bag)}, {seen[0]:g} to {seen[1]:g} in calibration"
+            self._warn(what, text, bag)
 
-    def _warn(self, kind: str, text: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
+    def _name(self, bag: EmbeddingBag) -> str:
+        """Return what tells a table from others of its shape: its number among those calibrated."""
+        digests = [table.digest for table in self.tables]
+        digest = table_digest(bag)
+        return f"table {digests.index(digest)}, {bag!r}" if digest in digests else repr(bag)
+
+    def _warn(self, kind: str, text: str, bag: EmbeddingBag) -> None:
+        # by the bag, not by its digest: a table that is updated all the time warns once
+        warned = self._warned.setdefault(bag, set())
+        if kind not in warned:
+            warned.add(kind)
             message = f"calibrated threshold: got {text}; the stated false-alarm rate may not hold"
             warnings.warn(message, CalibrationWarning, stacklevel=_caller())
 
@@ -260,9 +286,13 @@ class ThresholdCalibration:
             raise ValueError(f"samples: got no {self.unit}, expected at least one")
         different = np.unique(excess)
         alarms, distinct = int((excess > 1).sum()), len(different)
-        low, high = rate_interval(alarms, len(excess), distinct, self.confidence)
-        agrees = low <= self.fpr_interval[1] and self.fpr_interval[0] <= high
-        return HeldOut(alarms, len(excess), distinct, int((different > 1).sum()), (low, high), agrees)
+        low, high = self.fpr_interval
+        rate, interval = alarms / len(excess), rate_interval(alarms, len(excess), distinct, self.confidence)
+        position = "above" if rate > high else "below" if rate < low else "within"
+        p_value = probability_of(alarms, len(excess), distinct, high)
+        agrees = position != "above" or p_value >= (1 - self.confidence) / 2
+        seen = int((different > 1).sum())
+        return HeldOut(alarms, len(excess), distinct, seen, interval, position, p_value, agrees)
 
     def _excess(self, run: TableSamples) -> Array:
         """Return each bag's residual in units of its limit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ __all__ = ["TableSamples", "collect", "table_digest", "units_of"]
 
 Array = NDArray[Any]
 KEPT = 2000  # bags whose outputs are kept, to see which flipped bits a threshold shows
-_digests: WeakKeyDictionary[EmbeddingBag, str] = WeakKeyDictionary()
+# of each bag, and as of which version of its rows; a forked child counts versions from 0 again
+_digests: WeakKeyDictionary[EmbeddingBag, tuple[tuple[int, int], str]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -60,12 +62,17 @@ class TableSamples:
 
 
 def table_digest(bag: EmbeddingBag) -> str:
-    """Return a digest of a table's row digests, which cover all its bytes; computed once for each bag."""
-    found = _digests.get(bag)
-    if found is None:
-        stored = np.ascontiguousarray(bag._table.digests)
-        found = _digests[bag] = hashlib.sha256(stored.data).hexdigest()
-    return found
+    """Return a digest of a table's row digests, which cover all its bytes; computed once for each version of the rows."""
+    version = bag.version, os.getpid()
+    known = _digests.get(bag)
+    if known is None or known[0] != version:
+        # a write meanwhile makes another version, under which the next call looks again
+        known = _digests[bag] = version, bag._guard.read(_digest_of_digests, bag)
+    return known[1]
+
+
+def _digest_of_digests(bag: EmbeddingBag) -> str:
+    return hashlib.sha256(np.ascontiguousarray(bag._table.digests).data).hexdigest()
 
 
 def collect(target: EmbeddingBag | DLRM, samples: object, include_last_offset: bool) -> list[TableSamples]:
