@@ -1,9 +1,10 @@
-"""How far ``check="exact"`` has been tried: ``python bench/reach.py FOLDER [--part NAME] [--seconds S]``.
+"""How far ``check="exact"`` has been tried: ``python bench/reach.py FOLDER [--part NAME] [--seconds S] [--docs PAGE]``.
 
-A million faults of one word each, and every seventh trial without one, over all sites and with both persistences, in
-products, layers, tables and the packaged model; faults of float accumulators by their size; a hundred million checks without
-a fault. Logs and figures go into
-FOLDER, and a run that ended early, as one does after --seconds, with exit status 3, goes on from there.
+More than a million faults of one word each under ``"exact"`` alone, fewer under ``"full"``, and every seventh trial without
+one, over all sites and with both persistences, in products, layers, tables and the packaged model; faults of float
+accumulators by their size; a hundred million checks without a fault. Logs and figures go into FOLDER, and a run that ended
+early, as one does after --seconds, with exit status 3, goes on from there. --docs writes the figures of the faults between
+the two marks of a page.
 """
 
 from __future__ import annotations
@@ -77,12 +78,12 @@ def campaigns(scale: float) -> Iterator[tuple[str, faults.Campaign, int]]:
     data = load_msweb()
     model = demo.build(data)
     requests = [data.heldout.batch(i, i + 2) for i in range(0, len(data.heldout), 32)]
-    for check, trials in (("exact", 350_000), ("full", 100_000)):
+    for check, trials in (("exact", 420_000), ("full", 100_000)):
         yield f"MSWeb model, {check}", campaign(model, requests, check), int(trials * scale)
     for name, target, inputs in packs(rng):
-        yield f"{name}, exact", campaign(target, inputs, "exact"), int(40_000 * scale)
+        yield f"{name}, exact", campaign(target, inputs, "exact"), int(48_000 * scale)
     for name, target, inputs in tables(rng):
-        yield f"{name}, exact", campaign(target, inputs, "exact"), int(52_000 * scale)
+        yield f"{name}, exact", campaign(target, inputs, "exact"), int(60_000 * scale)
     yield f"{name}, full", campaign(target, inputs, "full"), int(20_000 * scale)
 
 
@@ -91,6 +92,7 @@ def campaign(target: Any, inputs: list[Any], check: str) -> faults.Campaign:
     return faults.Campaign(target, inputs, models=SINGLE, sites=sites, check=check)
 
 
+MARKS = ("<!-- figures of bench/reach.py -->", "<!-- end of these figures -->")
 CLASSES = {
     "int32 accumulators": ("accumulator",),
     "packed weights": ("weights",),
@@ -100,24 +102,27 @@ CLASSES = {
     "codes, activations between stages, interaction": ("codes", "activations", "interaction"),
     "float accumulators of bags": ("bag.accumulator",),
     "requantised outputs, before the store": ("requantised",),
+    "words that only the checks read, parameters at rest": _summary.NEVER,
     "at every visit of a kernel or stage": (),  # the sites that are stuck
 }
 
 
 def table(documents: Sequence[dict[str, Any]]) -> str:
-    """Consequential faults by class and model, and what was missed or wrongly corrected of them."""
+    """Faults by class, the consequential ones by model, and what was missed or wrongly corrected of these."""
     models = [m.name for m in SINGLE if not isinstance(m, faults.Dummy)]
-    lines = [f"| fault in | {' | '.join(models)} | missed | |", "|---" * (len(models) + 3) + "|"]
+    lines = [f"| fault in | faults | {' | '.join(models)} | missed | |", "|---" * (len(models) + 4) + "|"]
     for name, sites in CLASSES.items():
-        rows = [
-            r for d in documents for r in d["strata"] if (r["site"] in sites if sites else r["site"].endswith("(stuck)"))
-        ]
+        strata = [r for d in documents for r in d["strata"] if r["model"] in models]
+        rows = [r for r in strata if (r["site"] in sites if sites else r["site"].endswith("(stuck)"))]
         bad = sum(r["outcomes"]["sdc"] + r["outcomes"]["miscorrected"] for r in rows)
         count = {m: sum(counted(r) for r in rows if r["model"] == m) for m in models}
         n = sum(count.values())
         low, high = _statistics.interval(bad, n)
         stated = f"< {_statistics.upper_bound(0, n):.1g}" if not bad else f"{bad / n:.2%} ({low:.2%} to {high:.2%})"
-        lines.append(f"| {name} | {' | '.join(f'{c:,}' for c in count.values())} | {bad:,} | {stated} |")
+        faults_ = sum(r["trials"] for r in rows)
+        if not n:
+            stated = "none is consequential"
+        lines.append(f"| {name} | {faults_:,} | {' | '.join(f'{c:,}' for c in count.values())} | {bad:,} | {stated} |")
     return "\n".join(lines)
 
 
@@ -139,33 +144,53 @@ def until(end: float) -> Callable[[int, int], None]:
 
 def inject(folder: Path, scale: float, end: float, only: str = "") -> None:
     """Run the campaigns, and list what was missed of what is promised."""
-    figures = []
     for name, c, trials in campaigns(scale):
         if only not in name:
             continue
         slug = "".join(ch if ch.isalnum() else "-" for ch in name)
         written, known = folder / f"{slug}.json", c.describe() | {"reference": c.reference}
         if written.exists() and (kept := json.loads(written.read_text()))["trials"] == trials and kept["campaign"] == known:
-            figures.append(kept)
             continue
         result = c.run(trials, resume=folder / f"{slug}.jsonl", chunk=1000, progress=until(end))
         result.to_json(folder / f"{slug}-figures.json")
         bad = [r for r in result.records if r["outcome"] in ("sdc", "miscorrected") and _summary.promised(r, c.spec.check)]
-        figures.append(
-            {"name": name, "campaign": known, "trials": trials, "goal": result.goal, "total": result.outcomes, "bad": bad}
-        )
-        written.write_text(json.dumps(figures[-1], indent=1))
+        figures = {
+            "name": name,
+            "campaign": known,
+            "trials": trials,
+            "goal": result.goal,
+            "total": result.outcomes,
+            "bad": bad,
+        }
+        written.write_text(json.dumps(figures, indent=1))
         print(f"{name}: {trials} trials\n{result.table()}\n{bad[:5]}\n", flush=True)
-    for check in ("exact", "full"):
-        documents = [json.loads(path.read_text()) for path in sorted(folder.glob("*-figures.json"))]
-        print(f"check={check!r}\n{table([d for d in documents if d['campaign']['check'] == check])}\n", flush=True)
-    total = {name: sum(f["goal"][name] for f in figures) for name in ("consequential", "missed", "false_alarms")}
-    print(
-        f"{sum(f['trials'] for f in figures)} faults; of {total['consequential']} consequential ones that are promised to "
-        f"be seen {total['missed']} missed (rate < {_statistics.upper_bound(total['missed'], total['consequential']):.2g}), "
-        f"{total['false_alarms']} false alarms",
-        flush=True,
+    documents = [json.loads(path.read_text()) for path in sorted(folder.glob("*-figures.json"))]
+    text = "\n".join(stated(check, [d for d in documents if d["campaign"]["check"] == check]) for check in ("exact", "full"))
+    print(text, flush=True)
+    (folder / "figures.md").write_text(text)
+
+
+def stated(check: str, documents: Sequence[dict[str, Any]]) -> str:
+    """What the campaigns of one level of checking show, as Markdown."""
+    trials = sum(d["total"]["trials"] for d in documents)
+    dummies = sum(row["trials"] for d in documents for row in d["models"] if row["model"] == faults.Dummy().name)
+    names = ("consequential", "missed", "false_alarms", "fault_free")
+    n, missed, alarms, free = (sum(d["goal"][name] for d in documents) for name in names)
+    return (
+        f'`"{check}"`: {trials - dummies:,} faults of one word each and {dummies:,} dummies. Of the {n:,} consequential\n'
+        f"faults that it promises to see **{missed:,} were missed** or wrongly corrected (rate below "
+        f"{_statistics.upper_bound(missed, n):.1g} at 95 %);\n{alarms:,} false alarms in {free:,} calls without a fault "
+        f"(rate below {_statistics.upper_bound(alarms, free):.1g}).\n\n{table(documents)}\n"
     )
+
+
+def write_docs(page: Path, figures: Path) -> None:
+    """Put the figures between the two marks of a page."""
+    before, first, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, last, after = rest.partition(MARKS[1])
+    if not first or not last:
+        raise SystemExit(f"{page}: expected the marks {MARKS[0]} and {MARKS[1]}")
+    page.write_text(f"{before}{first}\n\n{figures.read_text()}\n{last}{after}", encoding="utf-8")
 
 
 def accumulators(folder: Path, scale: float, end: float, only: str = "") -> None:
@@ -236,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--only", default="", metavar="WORD", help="of the faults, campaigns that have this in their name")
     parser.add_argument("--seconds", type=float, default=math.inf)
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the figures of the faults into this page")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.seconds
@@ -244,6 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             PARTS[name](options.folder, options.scale, end, options.only)
     except OutOfTime:
         return 3
+    if options.docs is not None:
+        write_docs(options.docs, options.folder / "figures.md")
     print(measure.machine(1))
     return 0
 

@@ -177,8 +177,9 @@ class DLRM:
         )
         if not len(x):
             raise ValueError("samples: got no requests, expected some")
-        bottom = _quantize_mlp(model.bottom, x)
-        top = _quantize_mlp(model.top, model.features(mlp(x, model.bottom), index, starts))
+        wide = x.astype(np.float64)
+        bottom = _quantize_mlp(model.bottom, wide)
+        top = _quantize_mlp(model.top, model.features(mlp(wide, model.bottom), index, starts))
         self.bags = [
             EmbeddingBag.from_float(w, mode=m, keep_source=True)  # type: ignore[arg-type]
             for w, m in zip(model.tables, model.modes, strict=True)
@@ -383,10 +384,14 @@ def _bags_of(indices: ArrayLike | IndexBatch, offsets: ArrayLike | None, include
 
 
 def _quantize_mlp(layers: Sequence[tuple[Array, Array]], x: Array) -> list[QuantizedLinear]:
-    """Quantise the layers of an MLP; the output parameters of each are the input parameters of the next."""
+    """Quantise the layers of an MLP; the output parameters of each are the input parameters of the next.
+
+    `x` is float64, and rounded to float32 where it is looked at: the last bits of a float32 product depend on how many
+    threads share it, and a model's parameters must not.
+    """
     made = [QuantizedLinear.from_float(w, b, relu=i + 1 < len(layers), keep_source=True) for i, (w, b) in enumerate(layers)]
     for layer, (w, b) in zip(made, layers, strict=True):
-        layer.input_qparams = MinMaxObserver().observe(x).qparams()
+        layer.input_qparams = MinMaxObserver().observe(x.astype(np.float32)).qparams()
         x = np.maximum(x @ w.T + b, np.float32(0))
     for layer, following in itertools.pairwise(made):
         layer.output_qparams = following.input_qparams

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
+import dataclasses
 import html
 import json
 import re
@@ -17,7 +19,7 @@ import pytest
 import sedq
 from sedq import _statistics, cli, demo, faults
 from sedq.datasets import load_msweb
-from sedq.faults import _summary, command, targets
+from sedq.faults import _pictures, _residuals, _summary, command, report, targets
 
 Document = dict[str, Any]
 
@@ -102,7 +104,9 @@ def test_figures_add_up(result: faults.CampaignResult, document: Document) -> No
         promised = [r for r in records if _summary.stratum(r) == row["site"] and _summary.promised(r, "exact")]
         assert row["promised"]["trials"] == len(promised)
     promised_total = total["promised"]
-    assert document["goal"] == {"rate": None, **promised_total, "false_alarms": 0, "holds": True}
+    free = len(result.campaign.spec.inputs) + sum(1 for r in records if not r["changed"])
+    alarms = {"false_alarms": 0, "fault_free": free, "false_alarm_bound": _statistics.upper_bound(0, free)}
+    assert document["goal"] == {"rate": None, **promised_total, **alarms, "state": "holds", "holds": True}
     bad = [r for r in records if r["outcome"] in ("sdc", "miscorrected", "crash", "hang", "false_alarm")]
     assert len(document["listed"]) + document["unlisted"] == len(bad)
     assert all("scores" not in r for r in document["listed"])
@@ -127,8 +131,8 @@ def test_a_goal_is_a_bound_and_no_estimate(result: faults.CampaignResult) -> Non
 def test_nothing_is_stated_as_certain(result: faults.CampaignResult) -> None:
     text = result.table()
     assert "100.00%" not in text
-    assert re.search(r"0 of \d+ missed: rate < 0\.\d+", text)
-    assert "none was consequential" in text
+    assert re.search(r"0 of \d+ missed or wrong: rate < 0\.\d+", text)
+    assert "none can be consequential" in text
 
 
 # ---- HTML
@@ -182,11 +186,113 @@ def test_a_report_needs_no_other_file(result: faults.CampaignResult, document: D
     assert "The goal holds." in page.text
     assert f"0 of {document['goal']['consequential']:,} such consequential faults" in page.text
     assert "900 trials" in page.text
+    assert "faults.Campaign(target, inputs, ...).run(trials=900)" in page.text
+    left = len(document["listed"]) + document["unlisted"] - 40
+    assert f"{left:,} more aren't listed: run it with a log" in page.text
+    assert f"{document['unsized']['unprotected']:,} unprotected results (not a number" in page.text
     total = document["total"]
     assert f"{sum(total['rungs'].values())} faults were noticed; {total['corrected']} of these" in page.text
     assert document["reference"] in page.text
     for row in document["sites"]:
         assert row["site"] in page.text
+
+
+def figures_of(result: faults.CampaignResult, path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Write a report and return the figures that are in it."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Any] = []
+
+    def figure(**options: Any) -> Any:
+        drawn.append(Figure(**options))
+        return drawn[-1]
+
+    monkeypatch.setattr(_pictures, "require_matplotlib", lambda: figure)
+    result.to_html(path)
+    return drawn
+
+
+def line_of(ax: Any, label: str) -> tuple[Any, Any]:
+    (line,) = [line for line in ax.get_lines() if str(line.get_label()).startswith(label)]
+    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def test_pictures_show_what_was_found(
+    result: faults.CampaignResult, document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    found = result.campaign.residuals()
+    assert found is not None
+    monkeypatch.setattr(result.campaign, "residuals", lambda: found)
+    outcomes, bits, roc, residuals, damage = figures_of(result, tmp_path / "report.html", monkeypatch)
+    shares = {str(c.get_label()): [bar.get_width() for bar in c] for c in outcomes.axes[0].containers}
+    for name, heading in zip(_summary.OUTCOMES, _pictures.HEADINGS, strict=True):
+        share = [row["outcomes"][name] / row["trials"] for row in document["sites"]]
+        assert shares.get(heading, [0.0] * len(share)) == pytest.approx(share)
+    panels = {ax.get_title(): ax for ax in bits.axes if ax.get_visible()}
+    sites = {
+        row["site"]: [r for r in document["bits"] if r["site"] == row["site"] and r["consequential"]]
+        for row in document["bits"]
+    }
+    sites = {site: rows for site, rows in sites.items() if rows}
+    assert panels.keys() == {f"{s} (n = {sum(r['consequential'] for r in rows):,})" for s, rows in sites.items()}
+    for site, rows in sites.items():
+        (ax,) = [ax for title, ax in panels.items() if title.startswith(f"{site} (n")]
+        assert ax.get_lines()[0].get_ydata().tolist() == [r["detection"]["rate"] for r in rows]
+        assert ax.get_lines()[0].get_xdata().tolist() == [r["bit"] for r in rows]
+    # the right panel: for every threshold the false alarms, none at one in n, and what it detects
+    left, right = roc.axes
+    struck, n = found.struck[found.consequential], len(found.sound)
+    at, seen = line_of(left, "detected")
+    for t, share in zip(at[::50], seen[::50], strict=True):
+        assert share == pytest.approx((np.clip(struck, *_pictures.SCALE) > t).mean())
+    _, alarms = line_of(left, "false alarms")
+    x, y = right.get_lines()[0].get_data()
+    assert np.array_equal(x[1:], np.maximum(alarms, 1 / n))
+    assert np.array_equal(y[1:], seen)
+    assert (right.get_xscale(), right.get_xlim()[0]) == ("log", pytest.approx(1 / n / 1.3))
+    assert line_of(right, "rounding bound") == ([1 / n], [(struck > 1).mean()])
+    lines = {str(line.get_label()).partition(" (")[0]: line for line in residuals.axes[0].get_lines()}
+    assert np.array_equal(lines["consequential fault"].get_xdata(), np.sort(np.clip(struck, *_pictures.SCALE)))
+    assert np.array_equal(lines["without a fault"].get_xdata(), np.sort(np.clip(found.sound, *_pictures.SCALE)))
+    decades = sorted({row["decade"] for row in document["sizes"]})
+    for bars, name in zip(damage.axes[0].containers, ("unprotected", "returned", "promised"), strict=True):
+        wanted = [sum(row[name] for row in document["sizes"] if row["decade"] == d) for d in decades]
+        assert [bar.get_height() for bar in bars] == wanted
+        assert f"({sum(wanted):,})" in bars.get_label()
+    assert sum(row["returned"] for row in document["sizes"]) > 20
+
+
+def test_the_threshold_in_force_is_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    rng = np.random.default_rng(2)
+    bag = sedq.EmbeddingBag.from_float(rng.normal(size=(50, 19)).astype(np.float32))
+    batches = [(rng.integers(0, 50, 9), np.array([0, 4, 9])) for _ in range(64)]
+    calibrated = sedq.calibrate_thresholds(bag, batches, 0.1, "batch", method="empirical", include_last_offset=True)
+    spec = faults.Campaign(bag, batches, sites=["table.codes"]).spec
+    for threshold in ("paper", calibrated, 1e-8):
+        found = _residuals.residuals(dataclasses.replace(spec, threshold=threshold), 200)
+        assert found is not None
+        assert found.limits.shape == (128,)
+        for over, batch in zip(found.sound_over, batches, strict=True):
+            with sedq.monitor() as watch, contextlib.suppress(sedq.SoftErrorDetected):
+                bag(*batch, include_last_offset=True, check="threshold", threshold=threshold)
+            assert over == (watch.detections > 0)
+        figure = Figure()
+        _pictures.roc(figure, found)
+        left, right = figure.axes
+        assert line_of(left, "threshold in force")[0].tolist() == [np.median(found.limits)] * 2
+        x, y = line_of(right, "threshold in force")
+        assert (x, y) == ([max(found.sound_over.mean(), 1 / 64)], [found.struck_over[found.consequential].mean()])
+        text = report._bags(found)
+        assert "At the threshold in force, which is" in text
+        assert f": {found.sound_over.sum()} false alarms (rate &lt; " in text
+        assert 0 < found.struck_over.sum() < 200
+    plain = _residuals.residuals(spec, 20)
+    assert plain is not None
+    assert "threshold in force" not in report._bags(plain)
 
 
 def test_a_report_of_little_and_of_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +304,10 @@ def test_a_report_of_little_and_of_failure(tmp_path: Path, monkeypatch: pytest.M
     few.to_html(tmp_path / "few.html")
     page = Page((tmp_path / "few.html").read_text())
     assert len(page.sources) == 1
-    assert "The goal holds. Goal: " in page.text
-    assert "none of these faults is promised to be seen. 0 false alarms." in page.text
+    assert "Whether the goal holds can't be told: too few faults were consequential. Goal: " in page.text
+    assert (
+        "none of these faults is promised to be seen. 0 false alarms in 2 calls without a fault (rate < 0.78)." in page.text
+    )
     call = targets.ProductTarget.call
     monkeypatch.setattr(targets.ProductTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
     failed = faults.Campaign(packed, batches, sites=["weights"]).run(50)
@@ -211,12 +319,10 @@ def test_a_report_of_little_and_of_failure(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_a_report_quotes_is_escaped(document: Document) -> None:
     pytest.importorskip("matplotlib")
-    from sedq.faults.report import render
-
     wrong = copy.deepcopy(document)
     name = "<script>alert(1)</script>"
     wrong["campaign"]["target"] = wrong["sites"][0]["site"] = wrong["listed"][0]["part"] = name
-    text = render(wrong, None)
+    text = report.render(wrong, None, {"command": name}, logged=False)
     assert name not in text
     assert text.count(html.escape(name)) >= 3
 
@@ -230,9 +336,9 @@ def run(*arguments: object) -> int:
 
 def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    log, report, figures = (tmp_path / name for name in ("run.jsonl", "out.html", "out.json"))
+    log, page, figures = (tmp_path / name for name in ("run.jsonl", "out.html", "out.json"))
     options = ["--trials", 90, "--sites", "weights", "table.codes", "--seed", 3, "--batch", 1]
-    assert run(*options, "--resume", log, "--report", report, "--json", figures) == 0
+    assert run(*options, "--resume", log, "--report", page, "--json", figures) == 0
     printed = capsys.readouterr()
     assert "90 trials in 20 strata" in printed.err
     assert printed.out.splitlines()[-1] == "goal holds"
@@ -240,7 +346,11 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
     validator().validate(written)
     assert written["campaign"]["seed"] == 3
     assert {row["site"] for row in written["sites"]} == {"weights", "table.codes"}
-    assert "The goal holds." in report.read_text()
+    text = Page(page.read_text()).text
+    assert "The goal holds." in text
+    again = "sedq campaign --trials 90 --sites weights table.codes --check exact --seed 3 --batch 1  # the packaged model"
+    assert again in text
+    assert str(log) in text
     assert len(log.read_text().splitlines()) == 91
     assert run(*options, "--resume", log) == 0
     assert printed.out in capsys.readouterr().out
@@ -266,7 +376,12 @@ def test_exit_status_2_if_the_run_is_invalid(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "run.jsonl"
-    assert run("--trials", 20, "--batch", 1, "--resume", log) == 0
+    assert run("--trials", 20, "--batch", 1, "--resume", log) == 2  # too few to tell
+    assert capsys.readouterr().out.splitlines()[-1].startswith("goal: CAN'T TELL")
+    assert run("--batch", 64, "--trials", 40, "--sites", "bias", "scale", "zero_point") == 2
+    printed = capsys.readouterr()
+    assert "Nothing can be shown at bias, scale, zero_point" in printed.err
+    assert printed.out.splitlines()[-1].startswith("goal: CAN'T TELL")
     wrong: list[tuple[list[object], str]] = [
         (["--batch", 1, "--resume", log, "--seed", 1], "is of another campaign"),
         (["--trials", 0], "--trials: got 0"),
@@ -285,10 +400,22 @@ def test_exit_status_2_if_the_run_is_invalid(
     for options, message in wrong:
         assert run("--trials", 20, *options) == 2
         assert message in capsys.readouterr().err
+    for error in (KeyError("trial"), RuntimeError("a process for trials that may crash could not be started")):
+        monkeypatch.setattr(faults.Campaign, "run", _raising(error))
+        assert run("--batch", 64, "--trials", 20) == 2
+        assert f"the run is invalid: {type(error).__name__}: {error}" in capsys.readouterr().err
+    monkeypatch.undo()
     monkeypatch.setattr("sedq.faults._pictures.require_matplotlib", _missing)
     assert run("--trials", 20, "--report", tmp_path / "out.html") == 2
     assert "pip install sedq[report]" in capsys.readouterr().err
     assert not (tmp_path / "out.html").exists()
+
+
+def _raising(error: Exception) -> Any:
+    def run(*_: Any, **__: Any) -> None:
+        raise error
+
+    return run
 
 
 def _missing() -> None:
@@ -298,7 +425,7 @@ def _missing() -> None:
 def test_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = load_msweb()
     demo.build(data).save(tmp_path / "model.sedq")
-    options = ["--model", tmp_path / "model.sedq", "--batch", 2, "--trials", 40]
+    options = ["--model", tmp_path / "model.sedq", "--batch", 2, "--trials", 160]
     assert run(*options) == 0
     printed = capsys.readouterr().out
     assert run(*options, "--workers", 2) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,16 +50,37 @@ def test_faults_are_counted_and_a_run_gone_on_with(
     whole = capsys.readouterr().out
     assert reach.main(arguments) == 0  # nothing is left to do
     again = capsys.readouterr().out
-    last = [line for line in again.splitlines() if "faults; of" in line]
-    assert last == [line for line in whole.splitlines() if "faults; of" in line]
-    assert last[0].startswith("2400 faults; of ")
-    assert "promised to be seen 0 missed" in last[0]
+    stated = again[: again.index("\n\n| fault in")], again[again.index('`"full"`') :].partition("\n\n")[0]
+    for check, text in zip(("exact", "full"), stated, strict=True):
+        assert re.match(rf'`"{check}"`: \d,\d+ faults of one word each and \d+ dummies. Of the ', text)
+        assert "**0 were missed**" in text
+        assert text in whole
     assert "| packed weights | " in again
     row = next(line for line in again.splitlines() if line.startswith("| requantised"))
     assert "100.00%" in row  # under exact all of them are missed
     written: dict[str, Any] = json.loads(next(tmp_path.glob("*exact.json")).read_text())
     assert written["bad"] == []
     assert written["trials"] == 1200
+    for text, named in zip(again.split("| fault in")[1:], stated, strict=True):  # the classes have all faults
+        counted = sum(int(row.split("|")[2].replace(",", "")) for row in text.splitlines() if row.startswith("| "))
+        assert named.partition(": ")[2].startswith(f"{counted:,} faults")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{reach.MARKS[0]}\nold\n{reach.MARKS[1]}\nafter\n")
+    assert reach.main([*arguments, "--docs", str(page)]) == 0
+    figures = (tmp_path / "figures.md").read_text()
+    assert page.read_text() == f"before\n{reach.MARKS[0]}\n\n{figures}\n{reach.MARKS[1]}\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="expected the marks"):
+        reach.main([*arguments, "--docs", str(page)])
+
+
+def test_more_than_a_million_faults_are_tried_under_exact_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.delitem(sys.modules, "reach", raising=False)
+    module = importlib.import_module("reach")
+    monkeypatch.setattr(module, "campaign", lambda target, inputs, check: None)
+    trials = sum(n for name, _, n in module.campaigns(1.0) if name.endswith("exact"))
+    assert trials * (len(module.SINGLE) - 1) / len(module.SINGLE) > 1_000_000
 
 
 def test_what_is_missed_is_listed(
@@ -67,7 +89,7 @@ def test_what_is_missed_is_listed(
     call = targets.ProductTarget.call
     monkeypatch.setattr(targets.ProductTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
     assert reach.main([str(tmp_path), "--part", "faults", "--scale", "0.01"]) == 0
-    assert " 0 missed" not in capsys.readouterr().out.splitlines()[-2]
+    assert "**0 were missed**" not in capsys.readouterr().out
     written = json.loads(next(tmp_path.glob("*exact.json")).read_text())
     assert len(written["bad"]) == written["goal"]["missed"] > 20
 

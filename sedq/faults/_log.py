@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import weakref
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sedq.faults._summary import OUTCOMES
 from sedq.faults._worker import InvalidRun, Record
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment, unused-ignore]
 
 __all__ = ["FORMAT", "Log"]
 
 FORMAT = "sedq-campaign-log"
-VERSION = 1
+VERSION = 2
+START = b'{"format":"' + FORMAT.encode() + b'"'
+FIELDS = {
+    **dict.fromkeys(("site", "model", "part", "outcome", "kind", "rung", "verdict"), str),
+    **dict.fromkeys(("trial", "batch", "visit", "element", "bit"), int),
+    **dict.fromkeys(("persistent", "changed"), bool),
+    **dict.fromkeys(("damage", "error"), float),
+}
+_logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
 
 class Log:
     """One line that says which campaign this is, then a line per trial, in whatever order they end.
+
+    Each line ends in the CRC-32 of the rest of it. The file is locked until `close`, which leaving a ``with`` block calls.
 
     Parameters
     ----------
@@ -29,7 +48,8 @@ class Log:
     Raises
     ------
     InvalidRun
-        If the file is the log of another campaign, or holds two records of one trial that differ.
+        If the file is the log of another campaign, in use by another run, has a line that is damaged, or holds two records
+        of one trial that differ.
     ValueError
         If it is no such log.
     """
@@ -38,44 +58,129 @@ class Log:
         self._path = Path(path)
         self._header = {"format": FORMAT, "version": VERSION, **header}
         self.records: dict[int, Record] = {}
-        if self._path.exists():
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        _logs.add(self)
+        try:
+            self._lock()
             self._read()
-        else:
-            self._append([self._header])
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, which another run may then use."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise InvalidRun(f"resume: {self._path} is in use by another run") from None
+            # a file system without locks: nothing can be said of other runs
 
     def _read(self) -> None:
         data = self._path.read_bytes()
         whole = data.rfind(b"\n") + 1  # what follows was being written when the run was killed
-        lines = data[:whole].splitlines()
-        if not lines:
-            if data:
-                raise ValueError(f"resume: got {self._path}, which is no log of a campaign")
-            self._append([self._header])
-            return
-        try:
-            rows = [json.loads(line) for line in lines]
-        except ValueError:
-            raise ValueError(f"resume: got {self._path}, which is no log of a campaign") from None
-        if not isinstance(rows[0], dict) or rows[0].get("format") != FORMAT:
+        lines = data[:whole].split(b"\n")[:-1]
+        if not (START.startswith(data) or data.startswith(START)):
             raise ValueError(f"resume: got {self._path}, which is no log of a campaign")
-        for name, value in self._header.items():
-            if rows[0].get(name) != value:
-                raise InvalidRun(f"resume: {self._path} is of another campaign ({name} differs)")
-        for record in rows[1:]:
-            if self.records.setdefault(record["trial"], record) != record:
-                raise InvalidRun(f"resume: {self._path} has two different records of trial {record['trial']}")
+        if lines:
+            self._agree(self._row(1, lines[0]))
+            for number, line in enumerate(lines[1:], 2):
+                record = self._record(number, line)
+                if self.records.setdefault(record["trial"], record) != record:
+                    raise InvalidRun(f"resume: {self._path} has two different records of trial {record['trial']}")
         if whole < len(data):
-            os.truncate(self._path, whole)
+            os.ftruncate(self._file, whole)
+        if not lines:
+            self._append([self._header])
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
+        """Return what a line holds, if it is what was written."""
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise InvalidRun(f"resume: line {number} of {self._path} is damaged: it is no JSON object")
+        if number == 1 and row.get("version") != VERSION:
+            got = _short(row.get("version"))
+            raise InvalidRun(f"resume: {self._path} is a log of version {got}, expected {VERSION}")
+        if row.pop("crc", None) != _crc(_text(row)):
+            raise InvalidRun(f"resume: line {number} of {self._path} is damaged: its checksum doesn't fit what it says")
+        return row
+
+    def _record(self, number: int, line: bytes) -> Record:
+        record = self._row(number, line)
+        wrong = [name for name, kind in FIELDS.items() if type(record.get(name)) is not kind]
+        if not wrong:
+            wrong = [
+                name for name, least in (("trial", 0), ("batch", 0), ("damage", 0), ("error", 0)) if record[name] < least
+            ]
+            wrong += ["outcome"] if record["outcome"] not in OUTCOMES else []
+        if wrong:
+            raise InvalidRun(f"resume: line {number} of {self._path} is no record of a trial: {', '.join(wrong)}")
+        return record
+
+    def _agree(self, found: dict[str, Any]) -> None:
+        for name, wanted in self._header.items():
+            got = found.get(name)
+            if got == wanted:
+                continue
+            if isinstance(got, dict) and isinstance(wanted, dict):
+                differ = sorted(k for k in got.keys() | wanted.keys() if got.get(k) != wanted.get(k))
+                what = f"{name} differ: {', '.join(differ[:5])}{f' and {len(differ) - 5} more' * (len(differ) > 5)}"
+            else:
+                what = f"{name} differs: got {_short(got)}, expected {_short(wanted)}"
+            raise InvalidRun(f"resume: {self._path} is of another campaign ({what})")
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-        with self._path.open("ab") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        data = b"".join(_line(row) for row in rows)
+        while data:
+            data = data[os.write(self._file, data) :]
+        os.fsync(self._file)
 
     def add(self, records: list[Record]) -> None:
         """Append the records of some trials, those that are there already left out."""
         new = [r for r in records if r["trial"] not in self.records]
         self._append(new)
         self.records |= {r["trial"]: r for r in new}
+
+
+def _text(row: dict[str, Any]) -> str:
+    return json.dumps(row, separators=(",", ":"))
+
+
+def _crc(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    text = _text(row)
+    return f'{text[:-1]},"crc":"{_crc(text)}"}}\n'.encode()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _close_copies() -> None:
+    """Close, in a fork, the files of the process it was made from: it would keep them locked when that one is killed."""
+    for log in list(_logs):
+        log.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_copies)

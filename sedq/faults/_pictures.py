@@ -83,7 +83,7 @@ def outcomes(figure: Any, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def bits(figure: Any, groups: dict[str, list[dict[str, Any]]]) -> None:
-    """Draw rates of detection by bit, a panel for each site."""
+    """Draw rates of detection by bit, a panel for each site with the number of consequential faults."""
     width = 3
     axes = list(figure.subplots(-(-len(groups) // width), width, squeeze=False, sharey=True).flat)
     for ax, (site, rows) in zip(axes, groups.items(), strict=False):
@@ -93,12 +93,12 @@ def bits(figure: Any, groups: dict[str, list[dict[str, Any]]]) -> None:
         _bare(ax).errorbar(
             at, rate, np.abs(ends - rate), fmt="o", markersize=3, linewidth=0.9, color=COLOURS["detected_consequential"]
         )
-        ax.set_title(site, fontsize="medium")
+        ax.set_title(f"{site} (n = {sum(row['consequential'] for row in rows):,})", fontsize="medium")
         ax.set_ylim(-0.04, 1.06)
         ax.set_xlim(-1, next(w for w in (8, 32, 64) if at.max() < w))
         ax.set_xlabel("bit")
     for ax in axes[::width]:
-        ax.set_ylabel("detected")
+        ax.set_ylabel("noticed, and right")
     for ax in axes[len(groups) :]:
         ax.set_visible(False)
 
@@ -112,16 +112,29 @@ def roc(figure: Any, found: Residuals) -> None:
     _bare(left).plot(every, seen, color=COLOURS["detected_consequential"], label="detected, of consequential faults")
     left.plot(every, alarms, color=COLOURS["sdc"], label="false alarms, of calls without a fault")
     left.axvline(1, color="0.4", linestyle=":", linewidth=1, label="rounding bound")
+    limits = found.limits[np.isfinite(found.limits) & (found.limits > 0)]
+    if limits.size:
+        low, middle, high = np.quantile(limits, [0.05, 0.5, 0.95])
+        left.axvline(middle, color="0.2", linewidth=1, label="threshold in force (5 % to 95 % of bags, and their median)")
+        left.axvspan(low, high, color="0.85", linewidth=0)
     left.set_xscale("log")
     left.set_xlabel("threshold, in multiples of the rounding bound")
     left.set_ylabel("share")
     left.set_ylim(-0.03, 1.03)
-    figure.legend(frameon=False, fontsize="small", loc="outside upper center", ncols=3)
-    _bare(right).plot([1, *alarms, 0], [1, *seen, 0], color=COLOURS["detected_consequential"], drawstyle="steps-post")
-    right.set_xlabel("rate of false alarms")
+    least = 1 / max(1, len(sound))
+    right.plot(np.maximum([1, *alarms], least), [1, *seen], color=COLOURS["detected_consequential"], drawstyle="steps-pre")
+    points = [("rounding bound", (found.sound > 1).mean(), (found.struck[found.consequential] > 1).mean(), "0.4")]
+    if limits.size:
+        points += [("threshold in force", found.sound_over.mean(), found.struck_over[found.consequential].mean(), "0.1")]
+    for label, x, y, colour in points:
+        right.plot(max(x, least), y, "o" if colour == "0.1" else "s", color=colour, markersize=6, label=label)
+    _bare(right).set_xscale("log")
+    right.set_xlabel(f"rate of false alarms; none of {len(sound):,} stands at the left end")
     right.set_ylabel("rate of detection")
-    right.set_xlim(-0.03, 1.03)
+    right.set_xlim(least / 1.3, 1.3)
     right.set_ylim(-0.03, 1.03)
+    right.legend(frameon=False, fontsize="small", loc="lower right")
+    figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize="small", loc="outside upper center", ncols=2)
 
 
 def _shown(values: Array) -> Array:
@@ -163,18 +176,21 @@ def residuals(figure: Any, found: Residuals) -> None:
 
 
 def damage(figure: Any, sizes: Iterable[dict[str, Any]]) -> None:
-    """Draw how many results changed by how much without protection, and which changes nobody noticed with it."""
+    """Draw how many results changed by how much without protection, and how many were returned wrong by how much with it."""
     ax = _bare(figure.subplots())
     total: dict[int, Array] = defaultdict(lambda: np.zeros(3, np.int64))
     for row in sizes:
-        total[row["decade"]] += [row["seen"], row["missed"], row["promised_missed"]]
+        total[row["decade"]] += [row["unprotected"], row["returned"], row["promised"]]
     at = np.array(sorted(total))
-    seen, missed, promised = np.array([total[d] for d in at]).T
-    ax.bar(at - 0.27, seen + missed, 0.27, color="#b8c4ce", label="unprotected: results changed")
-    ax.bar(at, missed, 0.27, color=COLOURS["hang"], label="protected: of these not noticed")
-    ax.bar(at + 0.27, promised, 0.27, color=COLOURS["sdc"], label="protected: not noticed, of those promised")
+    plain, returned, promised = np.array([total[d] for d in at]).T
+    ax.bar(at - 0.27, plain, 0.27, color="#b8c4ce", label=f"unprotected: results changed ({plain.sum():,})")
+    ax.bar(at, returned, 0.27, color=COLOURS["hang"], label=f"protected: wrong results returned ({returned.sum():,})")
+    label = f"protected: of these under faults that are promised to be seen ({promised.sum():,})"
+    ax.bar(at + 0.27, promised, 0.27, color=COLOURS["sdc"], label=label)
     ax.set_yscale("symlog", linthresh=1)
-    ax.set_xticks(at, [f"$10^{{{d}}}$" if d > -12 else "less" for d in at], fontsize="small")
-    ax.set_xlabel("largest change of the unprotected result, by decade")
+    step = -(-(at[-1] - at[0] + 1) // 16)  # labels that don't overlap
+    shown = [d for d in range(at[0], at[-1] + 1) if (d - at[0]) % step == 0]
+    ax.set_xticks(shown, [f"$10^{{{d}}}$" if d > -12 else "less" for d in shown], fontsize="small")
+    ax.set_xlabel("largest change of the result, by decade")
     ax.set_ylabel("trials")
     ax.legend(frameon=False, fontsize="small")

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from sedq import _config
 from sedq._core import _embedding
-from sedq.calibration._scale import chain_of
+from sedq.calibration._scale import chain_of, limits
 from sedq.calibration._tail import Tail, fit_tail
+from sedq.embedding import requests
 from sedq.faults import _strike, targets
 from sedq.faults._worker import FLOAT_TOLERANCE, LARGEST, Spec, difference
 from sedq.faults.models import BitFlip
@@ -37,16 +38,23 @@ class Residuals:
         Whether that changed an output by more than 1e-4 of the largest.
     tail : Tail or None
         Generalised Pareto tail of `sound`; None if none fits.
+    limits : ndarray of float64
+        The threshold in force for each bag of the calls without a fault, in the same multiples; none if it is the bound.
+    sound_over, struck_over : ndarray of bool
+        Whether a call has a residual beyond the threshold in force.
     """
 
     sound: Array
     struck: Array
     consequential: Array
     tail: Tail | None
+    limits: Array
+    sound_over: Array
+    struck_over: Array
 
 
-def residuals_of(target: targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Array]:
-    """Return the residual of each bag of a batch, and the bound that rounding can't exceed, as float64."""
+def _stats(target: targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Array]:
+    """Return (residual, reference, magnitude) of each bag of a batch, float64 (B, 3), and their lengths."""
     settings, bag = _config.resolve(None, None, None), target.bag
     index, starts = batch["indices"][0], batch["offsets"][0]
     weights = batch["per_sample_weights"][0] if batch["per_sample_weights"] else None
@@ -65,15 +73,36 @@ def residuals_of(target: targets.BagTarget, batch: dict[str, Any]) -> tuple[Arra
         1,
         stats=stats,
     )
-    return stats[:, 0], _bounds(np.diff(starts), stats[:, 2], bag.shape[1])
+    return stats, np.diff(starts)
 
 
-def _largest(target: targets.BagTarget, batch: dict[str, Any]) -> float:
-    """Return the largest residual of the bags of a batch, in multiples of the rounding bound."""
-    residual, bound = residuals_of(target, batch)
+def residuals_of(target: targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Array]:
+    """Return the residual of each bag of a batch, and the bound that rounding can't exceed, as float64."""
+    stats, lengths = _stats(target, batch)
+    return stats[:, 0], _bounds(lengths, stats[:, 2], target.bag.shape[1])
+
+
+def _in_force(target: targets.BagTarget, threshold: Any, stats: Array, lengths: Array, bounds: Array) -> Array:
+    """Return what the residuals are compared with under a threshold."""
+    limit = requests.limit(threshold, target.bag)
+    if limit.kind == _embedding.LIMIT_REFERENCE:
+        return np.asarray(limit.value * np.abs(stats[:, 1]))
+    if limit.kind == _embedding.LIMIT_MAGNITUDE:
+        return np.asarray(limit.value * stats[:, 2])
+    if limit.kind == _embedding.LIMIT_GROWTH:
+        return limits(limit.value, limit.growth, lengths, target.bag.shape[1], stats[:, 2])
+    return bounds
+
+
+def _call(target: targets.BagTarget, batch: dict[str, Any], threshold: Any) -> tuple[float, bool, Array]:
+    """Return the largest residual of a batch in multiples of the bound, whether one is beyond the limit, and the limits."""
+    stats, lengths = _stats(target, batch)
+    bounds = _bounds(lengths, stats[:, 2], target.bag.shape[1])
     with np.errstate(all="ignore"):
-        size = np.abs(residual) / bound
-    return float(np.nan_to_num(size, nan=LARGEST, posinf=LARGEST).max(initial=0.0))
+        residual = np.nan_to_num(np.abs(stats[:, 0]), nan=LARGEST, posinf=LARGEST)
+        force = _in_force(target, threshold, stats, lengths, bounds)
+        size = np.nan_to_num(np.abs(stats[:, 0]) / bounds, nan=LARGEST, posinf=LARGEST)
+        return float(size.max(initial=0.0)), bool((~(residual <= force)).any()), force / bounds
 
 
 def _bounds(lengths: Array, magnitudes: Array, dim: int) -> Array:
@@ -103,7 +132,7 @@ def residuals(spec: Spec, trials: int) -> Residuals | None:
         return None
     sound, struck, consequential = [], [], []
     for target in tables:
-        sound += [_largest(target, batch) for batch in target.batches]
+        sound += [_call(target, batch, spec.threshold) for batch in target.batches]
         sites = ("bag.accumulator", "table.codes")
         drawer = _strike.Drawer(target, sites, (BitFlip(),), (True,), spec.seed, "threshold", "bound")
         for trial in range(-(-trials // len(tables))):
@@ -112,9 +141,19 @@ def residuals(spec: Spec, trials: int) -> Residuals | None:
             with _strike.struck(drawer, fault, "off") as (batch, _):
                 change = difference(target.call(batch, "off", "bound"), clean, relative=True)
             with _strike.struck(drawer, fault, "threshold") as (batch, _):
-                struck.append(_largest(target, batch))
+                struck.append(_call(target, batch, spec.threshold)[:2])
             consequential.append(change > FLOAT_TOLERANCE)
-    return Residuals(np.array(sound), np.array(struck), np.array(consequential), _tail(np.array(sound), spec.seed))
+    sizes, over, force = zip(*sound, strict=True)
+    struck_sizes, struck_over = np.array(struck).T
+    return Residuals(
+        np.array(sizes),
+        struck_sizes,
+        np.array(consequential),
+        _tail(np.array(sizes), spec.seed),
+        np.array([]) if isinstance(spec.threshold, str) and spec.threshold == "bound" else np.concatenate(force),
+        np.array(over),
+        struck_over.astype(bool),
+    )
 
 
 def _tail(sound: Array, seed: int) -> Tail | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from sedq import _statistics
 from sedq.datasets import auc
-from sedq.faults import _strike
+from sedq.faults import _strike, targets
 from sedq.faults._worker import FLOAT_SITES, Record
 
-__all__ = ["OUTCOMES", "by", "goal", "one_word", "promised", "row", "scores_auc", "sizes", "stratum"]
+__all__ = [
+    *("LEAST", "NEVER", "OUTCOMES", "STATES", "by", "goal", "one_word", "promised", "row", "scores_auc", "sizes", "stratum"),
+    *("rate_text", "unsized"),
+]
 
 OUTCOMES = (
     "masked",
@@ -32,6 +35,11 @@ OUTCOMES = (
 UNSEEN = (*_strike.INPUT_SITES, "indices.consumed")
 # computed, stored and summed alike wrongly: seen only by computing twice
 TWICE_ONLY = ("requantised", *FLOAT_SITES)
+# no fault is consequential: only the checks read it, or the unprotected call verifies it too
+NEVER = (*_strike.DETECTOR_SITES, *targets.AT_REST)
+FINITE = 1e38
+LEAST = 0.1  # the largest bound of the rate of misses that counts as evidence for a goal without a rate
+STATES = ("holds", "fails", "unknown")
 
 
 def stratum(record: Record) -> str:
@@ -59,13 +67,13 @@ def promised(record: Record, check: str) -> bool:
     return False
 
 
-def of_promised(records: Iterable[Record], check: str, confidence: float) -> dict[str, Any]:
-    """Count what was missed, or wrongly corrected, of the consequential faults that the check promises to see."""
-    counts = Counter(str(r["outcome"]) for r in records if promised(r, check))
+def counted(records: Iterable[Record], confidence: float) -> dict[str, Any]:
+    """Count trials, those that are consequential, and of these what was missed: not noticed, or answered wrongly."""
+    counts = Counter(str(r["outcome"]) for r in records)
     missed = counts["sdc"] + counts["miscorrected"]
     consequential = missed + counts["detected_consequential"]
     return {
-        "trials": sum(counts.values()),
+        "trials": counts.total(),
         "consequential": consequential,
         "missed": missed,
         "missed_bound": _statistics.upper_bound(missed, consequential, confidence),
@@ -74,25 +82,36 @@ def of_promised(records: Iterable[Record], check: str, confidence: float) -> dic
 
 def row(records: Sequence[Record], check: str, confidence: float) -> dict[str, Any]:
     """Count the outcomes of some trials and state the rates."""
-    counts = Counter(str(r["outcome"]) for r in records)
-    outcomes = {name: counts[name] for name in OUTCOMES}
-    seen = outcomes["detected_consequential"] + outcomes["miscorrected"]
-    consequential = seen + outcomes["sdc"]
-    low, high = _statistics.interval(seen, consequential, confidence)
+    counts, found = Counter(str(r["outcome"]) for r in records), counted(records, confidence)
+    right, consequential = found["consequential"] - found["missed"], found["consequential"]
+    low, high = _statistics.interval(right, consequential, confidence)
     detected = [r for r in records if r["outcome"] in ("detected_consequential", "detected_benign", "miscorrected")]
+    wrong = [r["error"] for r in records if r["outcome"] in ("sdc", "miscorrected")]
     return {
-        "trials": len(records),
-        "outcomes": outcomes,
-        "consequential": consequential,
-        "missed": outcomes["sdc"],
-        "detection": {"rate": seen / consequential if consequential else None, "low": low, "high": high},
-        "missed_bound": _statistics.upper_bound(outcomes["sdc"], consequential, confidence),
-        "promised": of_promised(records, check, confidence),
+        **found,
+        "outcomes": {name: counts[name] for name in OUTCOMES},
+        "detection": {"rate": right / consequential if consequential else None, "low": low, "high": high},
+        "promised": counted((r for r in records if promised(r, check)), confidence),
         "corrected": sum(1 for r in detected if r["error"] == 0),
         "rungs": dict(sorted(Counter(str(r["rung"]) for r in detected if r["rung"]).items())),
-        "largest_missed": max((r["error"] for r in records if r["outcome"] == "sdc"), default=0.0),
+        "largest_missed": max(wrong, default=0.0),
         "largest_damage": max((r["damage"] for r in records), default=0.0),
     }
+
+
+def rate_text(row: dict[str, Any]) -> str:
+    """State the rate of consequential faults noticed and answered rightly: an interval, or a bound if none was missed."""
+    n = row["consequential"]
+    if not n:
+        return (
+            "none can be consequential"
+            if str(row.get("site")).removesuffix(" (stuck)") in NEVER
+            else "none was consequential"
+        )
+    if not row["missed"]:
+        return f"0 of {n:,} missed or wrong: rate < {row['missed_bound']:.2g}"
+    d = row["detection"]
+    return f"{d['rate']:.2%} ({d['low']:.2%} to {d['high']:.2%})"
 
 
 def by(
@@ -105,39 +124,73 @@ def by(
     return [dict(zip(names, k, strict=True)) | row(groups[k], check, confidence) for k in sorted(groups)]
 
 
-def sizes(records: Iterable[Record], check: str) -> list[dict[str, Any]]:
-    """Count what was seen and what was missed by site and by decade of the change of the unprotected result."""
-    counts: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+def _returned(record: Record) -> bool:
+    """Whether the protected call returned a result, and not the right one."""
+    none = record["rung"] in ("raise", "refuse") or record["outcome"] in ("crash", "hang")
+    return bool(record["error"] > 0 and not none)
+
+
+def _sized(records: Iterable[Record], check: str) -> Iterator[tuple[str, str, float]]:
+    """Yield (site, what it is, size) of all changed results, but those of faults of the detector."""
     for r in records:
-        if 0 < r["damage"] < 1e38 and r["site"] not in _strike.DETECTOR_SITES:
-            seen = "missed" if r["outcome"] in ("sdc", "tolerated", "masked") else "seen"
-            count = counts[stratum(r), max(-12, math.floor(math.log10(r["damage"])))]
-            count[seen] += 1
-            count["promised_missed"] += seen == "missed" and promised(r, check)
-    names = ("seen", "missed", "promised_missed")
+        if r["site"] in _strike.DETECTOR_SITES:
+            continue
+        site, bad = stratum(r), r["outcome"] in ("sdc", "miscorrected")
+        if r["damage"] > 0:
+            yield site, "unprotected", r["damage"]
+        if _returned(r):
+            yield site, "returned", r["error"]
+            if bad and promised(r, check):
+                yield site, "promised", r["error"]
+
+
+def sizes(records: Iterable[Record], check: str) -> list[dict[str, Any]]:
+    """Count, by site and decade of the change, results that changed without protection, and those returned with it."""
+    counts: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+    for site, name, size in _sized(records, check):
+        if size < FINITE:
+            counts[site, max(-12, math.floor(math.log10(size)))][name] += 1
+    names = ("unprotected", "returned", "promised")
     return [{"site": site, "decade": decade} | {n: c[n] for n in names} for (site, decade), c in sorted(counts.items())]
 
 
-def goal(records: Iterable[Record], check: str, rate: float | None, confidence: float) -> dict[str, Any]:
+def unsized(records: Iterable[Record], check: str) -> dict[str, int]:
+    """Count what `sizes` leaves out: results that are not finite, or of calls that gave none."""
+    counts = Counter(name for _, name, size in _sized(records, check) if size >= FINITE)
+    return {name: counts[name] for name in ("unprotected", "returned", "promised")}
+
+
+def goal(records: Iterable[Record], check: str, rate: float | None, confidence: float, quiet: int = 0) -> dict[str, Any]:
     """Say whether the goal holds.
 
-    Without a rate: no fault that the check promises to see was missed or wrongly corrected, no trial without a fault raised
-    an alarm. With one: no false alarm, and the rate of consequential faults that were missed is, with this confidence, no
-    larger.
+    Without a rate: no fault that the check promises to see was missed or wrongly corrected, no call without a fault raised
+    an alarm, and so many faults were consequential that the rate of misses is shown to be below `LEAST`. With one: no
+    false alarm, and the rate of consequential faults that were missed is, with this confidence, no larger. "unknown" says
+    that so few faults were consequential that nothing is shown either way. `quiet` calls were made without a fault, and
+    without an alarm, apart from the trials.
     """
     every = list(records)
     alarms = sum(1 for r in every if r["outcome"] == "false_alarm")
-    if rate is None:
-        counts = of_promised(every, check, confidence)
-        holds = counts["missed"] == 0
+    free = quiet + sum(1 for r in every if not r["changed"])
+    counts = counted(every if rate is not None else (r for r in every if promised(r, check)), confidence)
+    missed, n = counts["missed"], counts["consequential"]
+    limit = LEAST if rate is None else rate
+    shown = _statistics.upper_bound(0, n, confidence) <= limit  # with no miss at all
+    if alarms or (missed and (rate is None or _statistics.interval(missed, n, confidence)[0] > rate)):
+        state = "fails"
+    elif not shown:
+        state = "unknown"
     else:
-        outcomes = Counter(str(r["outcome"]) for r in every)
-        missed = outcomes["sdc"] + outcomes["miscorrected"]
-        consequential = missed + outcomes["detected_consequential"]
-        bound = _statistics.upper_bound(missed, consequential, confidence)
-        counts = {"trials": len(every), "consequential": consequential, "missed": missed, "missed_bound": bound}
-        holds = bound <= rate
-    return {"rate": rate, **counts, "false_alarms": alarms, "holds": bool(holds and not alarms)}
+        state = "holds" if rate is None or counts["missed_bound"] <= rate else "fails"
+    return {
+        "rate": rate,
+        **counts,
+        "false_alarms": alarms,
+        "fault_free": free,
+        "false_alarm_bound": _statistics.upper_bound(alarms, free, confidence),
+        "state": state,
+        "holds": state == "holds",
+    }
 
 
 def scores_auc(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
+import json
 import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sedq import _config, _statistics, _validation
 from sedq.datasets import Requests
 from sedq.faults import _strike, _summary, targets
 from sedq.faults._log import Log
+from sedq.faults._plan import CampaignPlan
 from sedq.faults._progress import progress_of
 from sedq.faults._residuals import Residuals, residuals
 from sedq.faults._sites import chosen, site_names
@@ -32,43 +34,8 @@ __all__ = ["Campaign", "CampaignPlan"]
 CHUNK = 500
 IN_FLIGHT = 64  # chunks given to an executor at a time: each carries the pickled target
 ATTEMPTS = 4
+REPLAYED = 5  # trials of a log that are run again before it is believed
 CHECKS = ("exact", "full", "digest", "threshold", "mod127")
-
-
-@dataclass(frozen=True)
-class CampaignPlan:
-    """What a campaign of some size can and can't show.
-
-    Attributes
-    ----------
-    trials, strata : int
-        Trials in all, and pairs of site and model that share them evenly.
-    per_stratum : int
-        Trials of the smallest stratum.
-    smallest_rate : float
-        If nothing is missed in a stratum, and all of its faults are consequential, the rate of misses is below this.
-    smallest_rate_overall : float
-        The same over all trials.
-    width : float
-        Of the interval of a rate of one half in a stratum: the widest there is.
-    confidence : float
-        Of all of these.
-    """
-
-    trials: int
-    strata: int
-    per_stratum: int
-    smallest_rate: float
-    smallest_rate_overall: float
-    width: float
-    confidence: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.trials} trials in {self.strata} strata, at least {self.per_stratum} each. At {self.confidence:.0%} "
-            f"confidence: 0 missed in a stratum shows a rate below {self.smallest_rate:.2g}, 0 missed in all below "
-            f"{self.smallest_rate_overall:.2g}, if every fault is consequential; intervals are at most {self.width:.2g} wide"
-        )
 
 
 class Campaign:
@@ -190,17 +157,30 @@ class Campaign:
             "fingerprint": self._fingerprint(),
         }
 
-    def _fingerprint(self) -> str:
-        """Return a hash of all bytes that faults may strike, and of the inputs."""
+    def _hashes(self) -> dict[str, str]:
+        """Return hashes of all arrays that faults may strike, and of the inputs."""
+        hashes = {
+            f"{name}/{label}": hashlib.sha256(a.tobytes()).hexdigest()
+            for name, part in self._worker.target.parts.items()
+            for label, a in targets.arrays_of(part).items()
+        }
         total = hashlib.sha256()
-        for name, part in self._worker.target.parts.items():
-            for label, a in targets.arrays_of(part).items():
-                total.update(f"{name}/{label}".encode() + a.tobytes())
         for batch in self._worker.target.batches:
             for value in batch.values():
                 for a in value if isinstance(value, list) else [value]:
                     total.update(a.tobytes())
-        return total.hexdigest()
+        return hashes | {"inputs": total.hexdigest()}
+
+    def _fingerprint(self) -> str:
+        """Return a hash of all bytes that faults may strike, and of the inputs."""
+        return hashlib.sha256(json.dumps(self._hashes()).encode()).hexdigest()
+
+    def _header(self) -> dict[str, Any]:
+        """Return what a log must agree with: that which says most where it doesn't comes first."""
+        said = self.describe()
+        fingerprint = said.pop("fingerprint")
+        arrays = {name: digest[:16] for name, digest in self._hashes().items()}
+        return {**said, "arrays": arrays, "fingerprint": fingerprint, "reference": self.reference}
 
     def plan(self, trials: int, confidence: float = 0.95) -> CampaignPlan:
         """Say what a run can and can't show, before it is made.
@@ -221,7 +201,8 @@ class Campaign:
         least = trials // strata
         low, high = _statistics.interval(least // 2, least, confidence)
         stratum, overall = (_statistics.upper_bound(0, n, confidence) for n in (least, trials))
-        return CampaignPlan(trials, strata, least, stratum, overall, high - low, confidence)
+        silent = tuple(site for site in self.spec.sites if site in _summary.NEVER)
+        return CampaignPlan(trials, strata, least, stratum, overall, high - low, confidence, silent)
 
     def trials_for(self, width: float, rate: float = 0.5, confidence: float = 0.95) -> int:
         """Return how many trials make the interval of a rate no wider than wanted in every stratum.
@@ -332,26 +313,34 @@ class Campaign:
         Raises
         ------
         InvalidRun
-            If a result without a fault changed, memory could not be put back, or the log is another campaign's.
+            If a result without a fault changed, memory could not be put back, or the log is another campaign's, in use by
+            another run, damaged, or says otherwise than a few of its trials that are run again.
         """
         trials = _validation.integer("trials", trials, 1, sys.maxsize)
         chunk = _validation.integer("chunk", chunk, 1, sys.maxsize)
-        log = None if resume is None else Log(resume, self.describe() | {"reference": self.reference})
-        done: dict[int, Record] = {} if log is None else {i: r for i, r in log.records.items() if i < trials}
         parts = [(a, min(a + chunk, trials)) for a in range(0, trials, chunk)]
-        parts = [(a, b) for a, b in parts if any(i not in done for i in range(a, b))]
-        report = progress_of(progress, len(done), trials)
-        results = self._here(parts, done) if executor is None else self._on(executor, parts, done)
-        for records in results:
-            if log is not None:
-                log.add(records)
-            for record in records:
-                same = done.setdefault(record["trial"], record) == record
-                if not same and record["site"] not in _strike.MAY_CRASH:
-                    raise InvalidRun(f"trial {record['trial']}: two runs of it differ")
-            report(len(done), trials)
+        with contextlib.ExitStack() as stack:
+            log = None if resume is None else stack.enter_context(Log(resume, self._header()))
+            done = {} if log is None else self._replayed(log.records, trials)
+            parts = [(a, b) for a, b in parts if any(i not in done for i in range(a, b))]
+            report = progress_of(progress, len(done), trials)
+            results = self._here(parts, done) if executor is None else self._on(executor, parts, done)
+            for records in results:
+                if log is not None:
+                    log.add(records)
+                done |= {record["trial"]: record for record in records}
+                report(len(done), trials)
         self._worker.require_intact()
-        return CampaignResult(self, [done[i] for i in range(trials)])
+        return CampaignResult(self, [done[i] for i in range(trials)], log=None if resume is None else os.fspath(resume))
+
+    def _replayed(self, logged: dict[int, Record], trials: int) -> dict[int, Record]:
+        """Return those records of a log that belong to this run, after a few of them, drawn at random, were run again."""
+        firm = sorted(i for i, record in logged.items() if record["site"] not in _strike.MAY_CRASH)
+        drawn = np.random.default_rng([self.spec.seed, len(logged)]).permutation(len(firm))[:REPLAYED]
+        for trial in sorted(firm[i] for i in drawn):
+            if self.replay(trial) != logged[trial]:
+                raise InvalidRun(f"resume: trial {trial} gives another record than the log has: it isn't of this campaign")
+        return {i: record for i, record in logged.items() if i < trials}
 
     def _here(self, parts: list[tuple[int, int]], done: dict[int, Record]) -> Iterator[list[Record]]:
         for a, b in parts:

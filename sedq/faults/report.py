@@ -7,10 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from sedq import _statistics
 from sedq.faults import _pictures
 from sedq.faults._pictures import HEADINGS, picture
 from sedq.faults._residuals import Residuals
+from sedq.faults._summary import rate_text
 
 __all__ = ["render"]
 
@@ -33,6 +36,11 @@ RUNGS = {
     "raise": "SoftErrorDetected raised",
     "refuse": "arguments refused, with an error that names them",
 }
+VERDICTS = {
+    "holds": ("holds", "The goal holds."),
+    "fails": ("fails", "The goal does not hold."),
+    "unknown": ("unknown", "Whether the goal holds can't be told: too few faults were consequential."),
+}
 STYLE = """
 :root{color-scheme:light}
 body{font:15px/1.5 system-ui,sans-serif;color:#1c2733;max-width:1200px;margin:2rem auto;padding:0 1.2rem}
@@ -49,6 +57,7 @@ td.none{color:#a5b1bd}
 .verdict{padding:.8rem 1rem;border-left:6px solid;margin:1rem 0;background:#f5f8fa}
 .holds{border-color:#2e7d4f}
 .fails{border-color:#b02a1d}
+.unknown{border-color:#e08e0b}
 .scroll{overflow-x:auto}
 figure{margin:.6rem 0}
 figure img{max-width:100%}
@@ -67,21 +76,12 @@ def _cell(value: object, kind: str = "") -> str:
     return f'<td class="{kind}">{html.escape(str(value))}</td>' if kind else f"<td>{html.escape(str(value))}</td>"
 
 
-def _rate(row: dict[str, Any]) -> str:
-    if not row["consequential"]:
-        return "none was consequential"
-    if not row["missed"]:
-        return f"0 of {row['consequential']:,} missed: rate of misses < {row['missed_bound']:.2g}"
-    d = row["detection"]
-    return f"{d['rate']:.2%} ({d['low']:.2%} to {d['high']:.2%})"
-
-
 def _row(row: dict[str, Any], name: str) -> str:
     cells = [_cell(name), _cell(f"{row['trials']:,}")]
     for outcome, count in row["outcomes"].items():
         bad = outcome in ("sdc", "miscorrected", "false_alarm")
         cells.append(_cell(f"{count:,}", "none" if not count else "bad" if bad else ""))
-    return "".join([*cells, _cell(_rate(row)), _cell(*_promised(row["promised"]))])
+    return "".join([*cells, _cell(rate_text(row)), _cell(*_promised(row["promised"]))])
 
 
 def _promised(counts: dict[str, Any]) -> tuple[str, str]:
@@ -92,7 +92,8 @@ def _promised(counts: dict[str, Any]) -> tuple[str, str]:
 
 def _table(rows: Sequence[dict[str, Any]], by: str, total: dict[str, Any]) -> str:
     head = "".join(
-        f"<th>{h}</th>" for h in (by, "trials", *HEADINGS, "detection of consequential faults", "promised, missed")
+        f"<th>{h}</th>"
+        for h in (by, "trials", *HEADINGS, "consequential faults noticed, and answered rightly", "promised, missed")
     )
     body = "".join(f"<tr>{_row(r, r[by])}</tr>" for r in rows)
     return (
@@ -108,18 +109,23 @@ def _verdict(document: dict[str, Any]) -> str:
         if goal["rate"] is None
         else f"at most {goal['rate']:.2g} of all consequential faults are missed, and no alarm is raised without a fault"
     )
+    alarms = (
+        f"{goal['false_alarms']:,} false alarms in {goal['fault_free']:,} calls without a fault (rate &lt; "
+        f"{goal['false_alarm_bound']:.2g})."
+    )
     found = (
         f"{goal['missed']:,} of {goal['consequential']:,} such consequential faults were missed or wrongly corrected, which "
-        f"bounds the rate by {goal['missed_bound']:.2g} at {document['confidence']:.0%} confidence; "
-        f"{goal['false_alarms']:,} false alarms."
+        f"bounds the rate by {goal['missed_bound']:.2g} at {document['confidence']:.0%} confidence; {alarms}"
     )
+    if not goal["consequential"]:
+        found = f"no such fault was consequential, which shows nothing of what is missed. {alarms}"
     if goal["rate"] is None and not goal["trials"]:
-        found = f"none of these faults is promised to be seen. {goal['false_alarms']:,} false alarms."
-    state, word = ("holds", "The goal holds.") if goal["holds"] else ("fails", "The goal does not hold.")
+        found = f"none of these faults is promised to be seen. {alarms}"
+    state, word = VERDICTS[goal["state"]]
     return f'<div class="verdict {state}"><strong>{word}</strong> Goal: {wanted}.<br>Found: {found}</div>'
 
 
-def _listed(document: dict[str, Any]) -> str:
+def _listed(document: dict[str, Any], logged: bool) -> str:
     columns = ("trial", "site", "model", "part", "element", "bit", "persistent", "outcome", "damage", "error")
     rows = document["listed"][:40]
     if not rows:
@@ -129,7 +135,8 @@ def _listed(document: dict[str, Any]) -> str:
         "<tr>" + "".join(_cell(f"{r[c]:.3g}" if isinstance(r[c], float) else r[c]) for c in columns) + "</tr>" for r in rows
     )
     left = len(document["listed"]) + document["unlisted"] - len(rows)
-    more = f"<p class=note>{left:,} more are in the log.</p>" if left else ""
+    where = "are in the log" if logged else "aren't listed: run it with a log (--resume, resume=) to have them"
+    more = f"<p class=note>{left:,} more {where}.</p>" if left else ""
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}'
 
 
@@ -170,6 +177,16 @@ def _recovery(total: dict[str, Any]) -> str:
     )
 
 
+def _in_force(found: Residuals) -> str:
+    if not found.limits.size:
+        return ""
+    n, alarms, over = len(found.sound), int(found.sound_over.sum()), found.struck_over[found.consequential]
+    return (
+        f" At the threshold in force, which is {np.median(found.limits):.2g} of that bound in the median of bags: "
+        f"{alarms:,} false alarms (rate &lt; {_statistics.upper_bound(alarms, n):.2g}), {_seen(int(over.sum()), len(over))}."
+    )
+
+
 def _bags(found: Residuals | None) -> str:
     if found is None or not found.consequential.any() or not (found.struck > 0).any():
         return ""
@@ -179,7 +196,7 @@ def _bags(found: Residuals | None) -> str:
         f"<p>The threshold check of pooled sums alone, on {n:,} calls without a fault and {len(struck):,} consequential "
         "flips of one bit in float accumulators or codes of rows (a change of more than 1e-4 of the largest output). At the "
         f"rounding bound: {alarms:,} false alarms (rate &lt; {_statistics.upper_bound(alarms, n):.2g}), "
-        f"{_seen(int((struck > 1).sum()), len(struck))}.</p>"
+        f"{_seen(int((struck > 1).sum()), len(struck))}.{_in_force(found)}</p>"
     )
     tail = "" if found.tail is None else " Dashed: the generalised Pareto tail fitted to calls without a fault."
     return (
@@ -187,7 +204,8 @@ def _bags(found: Residuals | None) -> str:
         + text
         + picture(
             "Detection and false alarms against the threshold",
-            "Left: what a threshold detects and what it raises. Right: the same, one against the other.",
+            "Left: what a threshold detects and what it raises. Right: the same, one against the other, false alarms on a "
+            "logarithmic axis that begins at one in as many calls as there are.",
             lambda f: _pictures.roc(f, found),
             3.6,
         )
@@ -201,7 +219,17 @@ def _bags(found: Residuals | None) -> str:
     )
 
 
-def render(document: dict[str, Any], residuals: Residuals | None) -> str:
+def _unsized(left: dict[str, int]) -> str:
+    """Say what the picture of damage shows, and what it leaves out."""
+    return (
+        "Sizes of changes, without faults of the detector itself: of the unprotected results, and of what protected calls "
+        "returned, each by its own size. What was noticed was answered again, or refused. Left out, for they gave nothing "
+        f"finite: {left['unprotected']:,} unprotected results (not a number, infinite, or none at all), and "
+        f"{left['returned']:,} that were returned with protection."
+    )
+
+
+def render(document: dict[str, Any], residuals: Residuals | None, how: dict[str, str], *, logged: bool) -> str:
     """Return a report as HTML that refers to no other file.
 
     Parameters
@@ -210,6 +238,10 @@ def render(document: dict[str, Any], residuals: Residuals | None) -> str:
         As `CampaignResult.document` returns.
     residuals : Residuals or None
         Of pooled sums; None for a target without tables.
+    how : dict of str
+        How the run was made, for those who want to run it again.
+    logged : bool
+        Whether there is a log of all trials.
 
     Returns
     -------
@@ -227,7 +259,10 @@ def render(document: dict[str, Any], residuals: Residuals | None) -> str:
         _verdict(document),
         "<h2>Outcomes by site</h2><p>Each trial answers one batch twice under one fault, unprotected and protected. "
         f"Intervals are two-sided at {levels} (Clopper-Pearson with fewer than 10 seen or missed, Wilson elsewhere); "
-        "where nothing was missed, a one-sided bound of the same confidence. The last column counts what was missed or "
+        "where nothing was missed, a one-sided bound of the same confidence. Missed is also what was noticed "
+        "and yet answered wrongly. At some sites no fault can be consequential: words that only the checks read, and "
+        "parameters at rest, which a call without checks verifies too; nothing can be shown there. The last column "
+        "counts what was missed or "
         f"wrongly corrected of the consequential faults that check=&quot;{html.escape(campaign['check'])}&quot; promises to "
         "see: of one word, in memory or once in a kernel, in what the check covers. (Stuck: at every visit, whichever code "
         "repeats it.)</p>",
@@ -240,7 +275,8 @@ def render(document: dict[str, Any], residuals: Residuals | None) -> str:
     if groups:
         height = 1.9 * -(-len(groups) // 3)
         caption = (
-            f"Share of consequential faults of one word that were detected, by the bit struck, with {levels} intervals."
+            f"Share of consequential faults of one word that were noticed and answered rightly, by the bit struck, with "
+            f"{levels} intervals; n is the number of these faults."
         )
         parts += [
             "<h2>Detection by bit position</h2>",
@@ -248,7 +284,7 @@ def render(document: dict[str, Any], residuals: Residuals | None) -> str:
         ]
     parts += [_recovery(document["total"]), _bags(residuals)]
     if document["sizes"]:
-        caption = "Sizes of changes, without faults of the detector itself. What was noticed was answered again, or refused."
+        caption = _unsized(document["unsized"])
         parts += [
             "<h2>Damage with and without protection</h2>",
             _auc(document),
@@ -256,8 +292,9 @@ def render(document: dict[str, Any], residuals: Residuals | None) -> str:
         ]
     parts += [
         "<h2>Missed, wrong, crashed, hung, false alarms</h2>",
-        _listed(document),
+        _listed(document, logged),
         "<h2>How to run it again</h2>",
+        _definitions(how.items()),
         _definitions((k, ", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in campaign.items()),
         _definitions([("results without faults (SHA-256)", document["reference"]), *document["environment"].items()]),
     ]

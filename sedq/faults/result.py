@@ -51,13 +51,15 @@ class CampaignResult:
         Whose it is.
     records : list of dict
         One per trial, in order.
+    log : str or None
+        File that has all records.
     """
 
-    def __init__(self, campaign: Campaign, records: list[Record], confidence: float = 0.95) -> None:
-        self.campaign, self.records, self.confidence = campaign, records, confidence
+    def __init__(self, campaign: Campaign, records: list[Record], confidence: float = 0.95, log: str | None = None) -> None:
+        self.campaign, self.records, self.confidence, self.log = campaign, records, confidence, log
 
     def __repr__(self) -> str:
-        return f"<CampaignResult of {len(self.records)} trials, {self.outcomes['sdc']} SDC, goal {self.goal['holds']}>"
+        return f"<CampaignResult of {len(self.records)} trials, {self.outcomes['sdc']} SDC, goal {self.goal['state']}>"
 
     @functools.cached_property
     def outcomes(self) -> dict[str, int]:
@@ -81,8 +83,12 @@ class CampaignResult:
         Returns
         -------
         dict
+            ``state`` is "holds", "fails", or "unknown" if too few faults were consequential to show it, ``holds`` whether it
+            is the first; and the counts that say so. Calls without a fault are one of each batch before the first trial, an
+            alarm of which ends the campaign, and the trials in which no word changed.
         """
-        return _summary.goal(self.records, self.campaign.spec.check, rate, self.confidence)
+        quiet = len(self.campaign.spec.inputs)
+        return _summary.goal(self.records, self.campaign.spec.check, rate, self.confidence, quiet)
 
     def document(self, rate: float | None = None) -> dict[str, Any]:
         """Return the figures as `to_json` writes them.
@@ -117,6 +123,7 @@ class CampaignResult:
             "strata": by(lambda r: (_summary.stratum(r), r["model"]), ("site", "model")),
             "bits": _summary.by(flips, lambda r: (_summary.stratum(r), r["bit"]), ("site", "bit"), check, self.confidence),
             "sizes": _summary.sizes(self.records, check),
+            "unsized": _summary.unsized(self.records, check),
             "auc": {
                 name: _summary.scores_auc(records, worker.outputs, labels) if labels else None
                 for name, records in (("all", self.records), ("promised", seen))
@@ -138,7 +145,7 @@ class CampaignResult:
         with replacing(path) as stream:
             stream.write((json.dumps(self.document(rate), indent=1, allow_nan=False) + "\n").encode())
 
-    def to_html(self, path: str | os.PathLike[str], rate: float | None = None) -> None:
+    def to_html(self, path: str | os.PathLike[str], rate: float | None = None, command: str | None = None) -> None:
         """Write a report: one file that needs no other, pictures included. Needs matplotlib (``sedq[report]``).
 
         Parameters
@@ -147,10 +154,20 @@ class CampaignResult:
             Replaced if it exists.
         rate : float or None
             As for `goal_of`.
+        command : str, optional
+            What made this run, for those who want to run it again.
         """
         from sedq.faults.report import render
 
-        text = render(self.document(rate), self.campaign.residuals())
+        sizes = [len(output) for output in self.campaign._worker.outputs]
+        low, high = min(sizes), max(sizes)
+        how = {
+            "command": command or f"faults.Campaign(target, inputs, ...).run(trials={len(self.records)})",
+            "trials": f"{len(self.records):,}, each with faults.Campaign(...).replay(trial) alone",
+            "requests of a batch": str(low) if low == high else f"{low} to {high}",
+            "log of all trials": self.log or "none was kept (resume=)",
+        }
+        text = render(self.document(rate), self.campaign.residuals(), how, logged=self.log is not None)
         with replacing(path) as stream:
             stream.write(text.encode())
 
@@ -172,7 +189,9 @@ class CampaignResult:
     def table(self) -> str:
         """Return the outcomes by site as a table to be read."""
         lines = [
-            f"{'site':<24}" + "".join(f"{h:>9}" for h in HEADINGS) + f"{'promised':>14}   detection of consequential faults"
+            f"{'site':<24}"
+            + "".join(f"{h:>9}" for h in HEADINGS)
+            + f"{'promised':>14}   consequential faults noticed, and answered rightly"
         ]
         check = self.campaign.spec.check
         rows = _summary.by(self.records, lambda r: (_summary.stratum(r),), ("site",), check, self.confidence)
@@ -180,23 +199,23 @@ class CampaignResult:
             counts = [row["trials"], *row["outcomes"].values()]
             promised = row["promised"]
             seen = f"{promised['missed']} of {promised['consequential']}" if promised["trials"] else ""
-            lines.append(f"{row['site']:<24}" + "".join(f"{c:>9}" for c in counts) + f"{seen:>14}   {rate_text(row)}")
-        goal = self.goal
+            lines.append(
+                f"{row['site']:<24}" + "".join(f"{c:>9}" for c in counts) + f"{seen:>14}   {_summary.rate_text(row)}"
+            )
         lines += ["", "promised: missed, or wrongly corrected, of the consequential faults that the check promises to see"]
-        lines.append(
-            f"of faults that check={check!r} promises to see: {goal['missed']} missed of "
-            f"{goal['consequential']} consequential; rate below {goal['missed_bound']:.2g} at {self.confidence:.0%}; "
-            f"{goal['false_alarms']} false alarms"
-        )
+        lines.append(f"of faults that check={check!r} promises to see: {goal_text(self.goal, self.confidence)}")
         return "\n".join(lines)
 
 
-def rate_text(row: dict[str, Any]) -> str:
-    """State a detection rate as its evidence allows: an interval, or a bound where nothing was missed."""
-    n = row["consequential"]
-    if not n:
-        return "none was consequential"
-    if not row["missed"]:
-        return f"0 of {n} missed: rate < {row['missed_bound']:.2g}"
-    d = row["detection"]
-    return f"{d['rate']:.2%} ({d['low']:.2%} to {d['high']:.2%})"
+def goal_text(goal: dict[str, Any], confidence: float) -> str:
+    """State what a goal rests on, with its bounds."""
+    n, free = goal["consequential"], goal["fault_free"]
+    missed = (
+        f"{goal['missed']} of {n} consequential missed or wrong, rate below {goal['missed_bound']:.2g} at {confidence:.0%}"
+        if n
+        else "none was consequential, which shows nothing"
+    )
+    return (
+        f"{missed}; {goal['false_alarms']} false alarms in {free} calls without a fault, "
+        f"rate below {goal['false_alarm_bound']:.2g}"
+    )
