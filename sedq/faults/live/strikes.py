@@ -31,8 +31,8 @@ class Strike(NamedTuple):
     register, bit : int
         Which register of its class, and which bit.
     moments : tuple of float
-        When to stop the worker, as parts of the time that a call takes, tried one after another until its program counter
-        is in the extension.
+        When to stop the worker, as parts of the time that sixteen calls take, tried one after another until its program
+        counter is in the extension.
     """
 
     trial: int
