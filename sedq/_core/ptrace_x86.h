@@ -66,12 +66,6 @@ static int64_t sedq_now(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static void sedq_delay(int64_t nanoseconds)
-{
-    const struct timespec t = {nanoseconds / 1000000000, nanoseconds % 1000000000};
-    nanosleep(&t, NULL);
-}
-
 static int sedq_seize(int pid)
 {
     return ptrace(PTRACE_SEIZE, pid, NULL, (void *)PTRACE_O_EXITKILL) ? -errno : 0;
@@ -101,11 +95,33 @@ static int sedq_waitpid(int pid, int *status, int options)
     return changed;
 }
 
+/* Let the process run for a time, signals to it included: SEDQ_SILENT, or SEDQ_ENDED. */
+static int sedq_run_for(int pid, int64_t nanoseconds)
+{
+    const int64_t until = sedq_now() + nanoseconds;
+    int64_t left;
+    int status, changed;
+    while ((left = until - sedq_now()) > 0) {
+        const struct timespec t = {0, (long)(left < 200000 ? left : 200000)};
+        nanosleep(&t, NULL);
+        while ((changed = sedq_waitpid(pid, &status, WNOHANG)) == pid) {
+            if (!WIFSTOPPED(status))
+                return SEDQ_ENDED;
+            sedq_resume(pid, status >> 16 ? 0 : WSTOPSIG(status));
+        }
+        if (changed < 0)
+            return -errno;
+    }
+    return SEDQ_SILENT;
+}
+
 /* Stop the process after a delay: SEDQ_STOPPED and its program counter, or SEDQ_ENDED. */
 static int sedq_interrupt(int pid, int64_t delay, uint64_t *pc)
 {
     int status;
-    sedq_delay(delay);
+    const int run = sedq_run_for(pid, delay);
+    if (run != SEDQ_SILENT)
+        return run;
     if (ptrace(PTRACE_INTERRUPT, pid, NULL, NULL))
         return -errno;
     for (;;) {

@@ -153,7 +153,7 @@ class Session:
         if self._worker is not None:
             self._worker.kill()
             os.close(self._memory)
-            self._worker = None
+            self._worker, self._memory = None, -1
 
     def _call(self) -> tuple[int, int]:
         """Run one call to its end, as `Tracee.wait` says it."""
@@ -220,8 +220,8 @@ class Session:
             worker = self.worker()
             tries, image, pc = self._meet(worker, strike)
             return self.struck(strike, tries, image, pc)
-        except (ProcessLookupError, ChildProcessError) as error:
-            raise LiveError(f"trial {strike.trial}: the worker was killed from outside ({error})") from None
+        except (ProcessLookupError, ChildProcessError):
+            raise LiveError(f"trial {strike.trial}: the worker was killed from outside") from None
 
     def _meet(self, worker: _ptrace.Tracee, strike: Strike) -> tuple[int, Image, int]:
         """Let the worker run call after call, and stop it inside the extension."""
