@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--live",
         action="store_true",
         help="run an operator in another process, flip a bit of a register at a random moment, and classify what becomes of "
-        f"it; with --check, --trials (default {TRIALS}), --seed, --resume and --json",
+        f"it; with --check, --trials (default {TRIALS}), --goal, --seed, --resume and --json",
     )
     group.add_argument("--operator", choices=OPERATORS, help="what is struck (default qlinear)")
     group.add_argument(
