@@ -62,7 +62,7 @@ class Trial:
         output was right, but the next call, without a fault, was not as it must be. ``"error"``: an exception other than
         a detection. ``"crash"``, ``"hang"``: a fatal signal, or no answer in time.
     damage : float
-        Largest change of an output, relative to the largest |output|.
+        Largest change of an output, relative to the largest magnitude of one.
     beyond : bool
         Whether a change exceeds the threshold in force: any change of an integer, the rounding bound for a bag.
     check : str
