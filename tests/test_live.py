@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sedq
 from sedq import _statistics, cli
 from sedq._core import _gemm, _ptrace
 from sedq.faults import live
 from sedq.faults.live import protocol, symbols, targets
+from sedq.faults.live.log import Log
 from sedq.faults.live.session import Session
 from sedq.faults.live.strikes import FLAG_BITS, NOTHING, OUTCOMES, Strike, Trial, draw, register_name
 
@@ -55,7 +58,7 @@ def session_of() -> Iterator[Callable[[str, str], Session]]:
         yield functools.cache(lambda operator, check: stack.enter_context(session(operator, check)))
 
 
-def session(operator: str = "qlinear", check: str = "exact", timeout: float = 2.0) -> Session:
+def session(operator: str = "qlinear", check: str = "exact", timeout: float = 10.0) -> Session:
     return Session({"operator": operator, "check": check, "shape": targets.SHAPES[operator], "seed": 0}, timeout)
 
 
@@ -189,6 +192,73 @@ def test_rows_that_a_loop_left_out_are_counted(
 
 
 @needs_ptrace
+@pytest.mark.parametrize(
+    ("strike", "outcomes"),  # off, exact, full
+    [
+        (("general", RCX, 3), ("missed ", "detected count", "detected repeat")),  # pointers to weights and indices
+        (("general", RSI, 3), ("missed ", "detected count", "detected repeat")),
+        (("general", R8, 0), ("missed ", "detected count", "detected repeat")),  # begin
+        (("vector", 0, 0), ("missed ", "missed ", "detected repeat")),  # last bit of the divisor: within the bound
+    ],
+)
+def test_a_bag_of_other_rows_is_detected(
+    strike: tuple[str, int, int], outcomes: tuple[str, ...], session_of: Callable[[str, str], Session]
+) -> None:
+    for check, expected in zip(("off", "exact", "full"), outcomes, strict=True):
+        s = session_of("bag", check)
+        trial = strike_at(s, kernel(s, "bag"), *strike)
+        assert f"{trial.outcome} {trial.check}" == expected
+        assert trial.beyond == (strike[0] == "general")
+
+
+def mislead(s: Session, place: int, by: int) -> int:
+    """Change every copy of an address on the worker's stack, as a flip would that came before they were made."""
+    maps = Path(f"/proc/{s.worker().pid}/maps").read_text().splitlines()
+    low, high = (int(x, 16) for x in next(m for m in maps if m.endswith("[stack]")).split()[0].split("-"))
+    words = np.frombuffer(s.read(low, high - low), np.uint64)
+    copies = np.flatnonzero(words == place)
+    for i in copies.tolist():
+        s.write(low + 8 * i, (place ^ by).to_bytes(8, "little"))
+    return len(copies)
+
+
+@needs_ptrace
+@pytest.mark.parametrize(
+    ("operator", "function", "operand"),
+    [
+        ("bag", "_embedding:run_chunk", "indices"),
+        ("bag", "_embedding:run_chunk", "per_sample_weights"),
+        ("bag", "_embedding:run_chunk", "out"),
+        ("qlinear", "_gemm:run_rows", "x"),
+        ("qlinear", "_gemm:run_rows", "out"),
+    ],
+)
+@pytest.mark.parametrize("check", ["off", "exact", "full"])
+def test_a_wrong_pointer_that_kernel_and_checks_share_is_detected(
+    operator: str, function: str, operand: str, check: str, session_of: Callable[[str, str], Session]
+) -> None:
+    s = session_of(operator, check)
+    image, pc = stop_at(s, function)
+    place, size = s._out if operand == "out" else s._places[operand]
+    if operand == "indices":  # an even number of words of 8 leaves one behind them unused
+        assert size % 16 == place % 16 == 0
+        s.write(place + size, bytes(8))
+    assert mislead(s, place, 8) > 0
+    trial = s.struck(Strike(0, NOTHING, 0, 0, ()), 1, image, pc)
+    assert (trial.outcome, trial.check) == (("missed", "") if check == "off" else ("detected", "count"))
+
+
+@needs_ptrace
+@pytest.mark.parametrize("function", ["_embedding:pool", "_embedding:run_chunk", "bag"])
+def test_no_pointer_struck_at_an_entry_goes_unseen(function: str, session_of: Callable[[str, str], Session]) -> None:
+    s = session_of("bag", "exact")
+    where = kernel(s, function) if function == "bag" else function
+    found = [strike_at(s, where, "general", register, 3) for register in range(16) if register != 7]
+    assert "missed" not in {t.outcome for t in found}
+    assert "count" in {t.check for t in found}
+
+
+@needs_ptrace
 def test_an_error_that_is_no_detection_is_one(session_of: Callable[[str, str], Session]) -> None:
     s = session_of("bag", "exact")
     trial = strike_at(s, kernel(s, "range"), "general", RCX, 9)  # 600 rows become 88
@@ -197,7 +267,7 @@ def test_an_error_that_is_no_detection_is_one(session_of: Callable[[str, str], S
 
 @needs_ptrace
 def test_a_loop_without_end_hangs() -> None:
-    with session("probe", "off", timeout=0.3) as s:
+    with session("probe", "off") as s:
         met = [s._meet(s.worker(), draw(0, n, {}))[2] for n in range(20) if not s._discard()]
         loop = Counter(met).most_common(1)[0][0]  # most stops are in it
         for n in range(100):
@@ -205,7 +275,9 @@ def test_a_loop_without_end_hangs() -> None:
             _, image, pc = s._meet(s.worker(), draw(0, n, {}))
             if pc == loop:
                 break
+        s.timeout = int(0.3e9)
         assert s.struck(Strike(0, "general", RCX, 60, ()), 1, image, pc).outcome == "hang"
+        s.timeout = int(10e9)
         assert s._worker is None
         assert s.run(draw(0, 0, {})).outcome == "masked"  # in a new worker
 
@@ -224,6 +296,134 @@ def test_damage_that_shows_in_the_next_call_is_latent_and_the_worker_replaced(
     assert s.run(draw(0, 0, {})).outcome == "masked"
 
 
+@needs_ptrace
+def test_a_worker_whose_operands_changed_is_replaced(session_of: Callable[[str, str], Session]) -> None:
+    s = session_of("bag", "exact")
+    s.worker()
+    used = np.frombuffer(s.read(*s._places["indices"]), np.int64)
+    at, size = s._places["rows"]
+    rows = targets.SHAPES["bag"][1]
+    unused = next(row for row in range(rows) if row not in used)
+    image, pc = stop_at(s, kernel(s, "bag"))
+    s.write(at + unused * (size // rows) + 5, bytes([s.read(at + unused * (size // rows) + 5, 1)[0] ^ 1]))
+    trial = s.struck(Strike(0, NOTHING, 0, 0, ()), 1, image, pc)
+    assert (trial.outcome, trial.operands) == ("masked", ("rows",))
+    assert s._worker is None
+    assert not live.LiveResult({}, (trial,)).passed
+    assert s.run(draw(0, 0, {})).operands == ()
+
+
+# ---- what comes from outside
+
+
+@needs_ptrace
+@pytest.mark.parametrize("number", [signal.SIGWINCH, signal.SIGCONT])
+def test_a_signal_to_the_worker_changes_nothing(number: int) -> None:
+    with session() as s:
+        worker, done = s.worker(), threading.Event()
+
+        def send() -> None:
+            while not done.wait(0.001):
+                os.kill(worker.pid, number)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            trials = [s.run(draw(0, i, {})) for i in range(60)]
+        finally:
+            done.set()
+            sender.join()
+        assert {t.outcome for t in trials} == {"masked"}
+        assert s.worker() is worker
+        # signals to this process and its group aren't for that one
+        assert os.getpgid(worker.pid) == os.getpgid(s._template.pid) == s._template.pid != os.getpgrp()
+
+
+@needs_ptrace
+def test_a_template_that_dies_ends_the_campaign() -> None:
+    with session() as s:
+        s.worker()
+        s._template.kill()
+        s._template.wait()
+        assert s.run(draw(0, 0, {})).outcome == "masked"  # the worker goes on
+        s._discard()
+        for _ in range(2):
+            with pytest.raises(live.LiveError, match="the template process ended"):
+                s.run(draw(0, 0, {}))
+
+
+@needs_ptrace
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_is_killed_ends_the_campaign(number: int) -> None:
+    with session() as s:
+        for when in ("meet", "wait"):
+            image, pc = stop_at(s, kernel(s, "sum_u8"))
+            worker = s.worker()
+            if when == "wait":
+                os.kill(worker.pid, signal.SIGTERM)  # delivered as soon as it goes on
+                with pytest.raises(live.LiveError, match="killed from outside, by SIGTERM"):
+                    s.struck(Strike(0, NOTHING, 0, 0, ()), 1, image, pc)
+            else:
+                assert s.struck(Strike(0, NOTHING, 0, 0, ()), 1, image, pc).outcome == "masked"
+                os.kill(worker.pid, number)
+                with pytest.raises(live.LiveError, match="trial 0: the worker was killed from outside"):
+                    s.run(draw(0, 0, {}))
+            s._discard()
+            assert worker.ended
+
+
+@needs_ptrace
+def test_a_process_that_was_reaped_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    tracee = _ptrace.Tracee(child.pid)
+    os.kill(child.pid, signal.SIGKILL)
+    silent, write = os.pipe()
+    try:
+        assert tracee.wait(silent, 10**10) == (_ptrace.ENDED, signal.SIGKILL)
+    finally:
+        os.close(silent)
+        os.close(write)
+    assert tracee.ended
+    child.returncode = 0  # its number is free
+    other = _ptrace.Tracee((sleeper := subprocess.Popen(["sleep", "60"])).pid)
+    assert not other.ended
+    other.kill()
+    assert other.ended
+    sleeper.returncode = 0
+
+
+@needs_ptrace
+def test_a_pipe_that_nobody_writes_to_is_waited_on_without_work() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    tracee = _ptrace.Tracee(child.pid)
+    silent, write = os.pipe()
+    os.close(write)
+    before = time.process_time()
+    try:
+        assert tracee.wait(silent, 300_000_000) == (_ptrace.SILENT, 0)
+        assert time.process_time() - before < 0.15
+    finally:
+        tracee.kill()
+        child.returncode = 0
+        os.close(silent)
+
+
+@needs_ptrace
+def test_a_timeout_too_short_for_a_call_is_named() -> None:
+    with pytest.raises(live.LiveError, match=r"call didn't end within 1e-06 s, expected a longer timeout"):
+        live.run(trials=1, timeout=1e-6)
+
+
+@needs_ptrace
+def test_what_forbids_to_trace_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> None:
+        raise PermissionError(1, "ptrace: seize")
+
+    monkeypatch.setattr(_ptrace, "Tracee", refuse)
+    with pytest.raises(PermissionError, match=r"ptrace_scope.*CAP_SYS_PTRACE.*seccomp"):
+        live.run(trials=1)
+
+
 # ---- campaigns
 
 
@@ -232,33 +432,31 @@ def test_damage_that_shows_in_the_next_call_is_latent_and_the_worker_replaced(
     ("operator", "check"), [("qlinear", "exact"), ("qlinear", "full"), ("bag", "exact"), ("bag", "full")]
 )
 def test_a_dummy_campaign_reports_nothing(operator: str, check: str) -> None:
-    result = live.run(operator, check, trials=60, dummy=True)
+    result = live.run(operator, check, trials=60, dummy=True, timeout=60)
     assert Counter(t.outcome for t in result.trials) == {"masked": 60}
     assert {t.operands for t in result.trials} == {()}
     assert result.passed
 
 
-TRIALS = 1000  # of which forty or more are consequential on every instruction set: fewer than ten are out of the question
-
-
 @needs_ptrace
-@pytest.mark.parametrize("operator", ["qlinear", "bag"])
-def test_what_is_missed_without_checks_is_detected_with_them(operator: str) -> None:
+@pytest.mark.parametrize(("operator", "trials"), [("qlinear", 300), ("bag", 100)])
+def test_a_campaign_strikes_what_was_drawn(operator: str, trials: int) -> None:
     kinds = ("general", "vector")
-    silent = live.run(operator, "off", trials=TRIALS, registers=kinds)
-    seen = live.run(operator, "full", trials=TRIALS, registers=kinds)
+    silent = live.run(operator, "off", trials=trials, registers=kinds, timeout=0.3)
+    seen = live.run(operator, "full", trials=trials, registers=kinds, timeout=0.3)
     for result in (silent, seen):
         assert [(t.kind, t.register, t.bit) for t in result.trials] == [
-            draw(0, i, {k: _ptrace.registers()[k] for k in kinds})[1:4] for i in range(TRIALS)
+            draw(0, i, {k: _ptrace.registers()[k] for k in kinds})[1:4] for i in range(trials)
         ]
         assert {t.module for t in result.trials} <= {"_dispatch", "_gemm", "_embedding"}
         assert len({t.function for t in result.trials}) > 1
     counts = Counter(t.outcome for t in silent.trials)
     # a flip of the level itself turns checks on
-    assert counts["missed"] >= 10 > counts["detected"] + counts["benign"]
+    assert counts["detected"] + counts["benign"] < 10
     found = Counter(t.outcome for t in seen.trials)
-    assert found["detected"] >= 10
-    assert found["missed"] <= 3
+    assert found["missed"] <= 1
+    if operator == "qlinear":  # one in twenty-five at least, on every instruction set: none is out of the question
+        assert counts["missed"] > 0 < found["detected"]
 
 
 @needs_ptrace
@@ -274,19 +472,29 @@ def test_a_cut_log_is_gone_on_with(tmp_path: Path) -> None:
     assert [json.loads(line)["trial"] for line in lines[1:]] == list(range(15))
     assert [t.trial for t in result.trials] == list(range(15))
     assert live.run("qlinear", "exact", trials=15, **options) == result
-    for other in ({"seed": 1}, {"registers": ("general",)}, {"dummy": True}):
+    with Log(log, json.loads(lines[0])), pytest.raises(ValueError, match="another run is writing to"):
+        live.run("qlinear", "exact", trials=15, **options)
+    for other in ({"seed": 1}, {"dummy": True}):
         with pytest.raises(ValueError, match="of another campaign"):
             live.run("qlinear", "exact", trials=15, **(options | other))
     assert log.read_bytes() == b"".join(lines)
 
 
 @needs_ptrace
-@pytest.mark.parametrize("content", [b"text\n", b"[]\n", b'{"live": 1}\n{"trial": 0}\n'])
-def test_a_file_that_is_no_log_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"text\n", "line 1 of"),
+        (b"text", "line 1 of"),
+        (b"[]\n", "of another campaign"),
+        (b'{"live": 1}\n{"trial": 0}\n', "line 2 of"),
+    ],
+)
+def test_a_file_that_is_no_log_is_refused(tmp_path: Path, content: bytes, what: str) -> None:
     log = tmp_path / "file"
     log.write_bytes(content)
-    with pytest.raises(ValueError, match="log: got"):
-        live.run(trials=1, log=log)
+    with pytest.raises(ValueError, match=f"log: got .*{what}"):
+        Log(log, {"live": 2})
     assert log.read_bytes() == content
 
 
@@ -310,6 +518,7 @@ def test_a_killed_campaign_leaves_no_process_and_a_log_to_go_on_with(tmp_path: P
         until = time.monotonic() + 60
         while (not log.exists() or log.read_bytes().count(b"\n") < 20) and time.monotonic() < until:
             time.sleep(0.02)
+        assert log.exists(), "no log in a minute"
         (template,) = children(campaign.pid)
         started = [template, *children(template)]
     finally:
@@ -339,11 +548,13 @@ def test_a_campaign_that_ends_leaves_no_process() -> None:
 def test_arguments_are_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"operator": "matmul"}, "operator: got 'matmul'"),
+        ({"operator": ["bag"]}, "operator: got"),
         ({"check": "mod127"}, "check: got 'mod127', expected one of 'off', 'exact', 'full' for qlinear"),
         ({"trials": 0}, "trials: got 0"),
         ({"seed": -1}, "seed: got -1"),
         ({"shape": (3, 4)}, "shape: got"),
         ({"timeout": 0}, "timeout: got 0"),
+        ({"timeout": 1e30}, "timeout: got 1e\\+30, expected at most"),
         ({"dummy": 1}, "dummy: got 1"),
     ]
     for arguments, message in wrong:
@@ -410,9 +621,20 @@ def test_a_result_counts_and_gives_intervals() -> None:
     text = result.table()
     assert "general: 96.77 % (83.30 % to 99.92 % at 95 %), 1 of 31 missed" in text
     assert "vector: no such flip" in text
-    assert "1 within the bound went unseen, 1 of them above 0.0001" in text
+    assert "general: 1 detected, 1 missed, 1 of them above 0.0001 of the largest output" in text
     assert "trial 50: bit 0 of rax at b:g (_gemm+0x10), damage 0.5" in text
     json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert not result.holds(0.01)
+    assert not result.holds(0.5)  # of vector registers nothing is known
+    (known, _) = result.by_kind()
+    assert live.LiveResult(header, tuple(t for t in trials if t.kind == "general")).holds(1.001 - known.interval[0])
+    assert not live.LiveResult(header, tuple(t for t in trials if t.kind == "general")).holds(0.999 - known.interval[0])
+    full = live.LiveResult(header | {"check": "full"}, tuple(trials))
+    assert full.by_kind()[0].consequential == 33  # which is to see small changes too
+    assert len(full.misses()) == 2
+    long = live.LiveResult(header, (trial(0, "masked", function="m:" + "f" * 60),)).table().splitlines()
+    head, row = (next(line for line in long if line.startswith(start)) for start in ("function", "m:"))
+    assert len(head) == len(row)
     assert not live.LiveResult(header, (trial(0, "missed", kind=NOTHING, **big),)).passed
 
 
@@ -443,6 +665,9 @@ def test_the_command_prints_and_writes(
     def fail(*args: object, **options: object) -> None:
         raise live.LiveError("no result")
 
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
     file, log = tmp_path / "out.json", tmp_path / "run.jsonl"
     options = ["--operator", "bag", "--check", "digest", "--trials", "25", "--resume", str(log)]
     assert cli.main(["campaign", "--live", *options, "--json", str(file)]) == 0
@@ -457,9 +682,27 @@ def test_the_command_prints_and_writes(
     assert cli.main(["campaign", "--live", "--check", "threshold"]) == 2
     assert "sedq: check: got 'threshold'" in capsys.readouterr().err
     assert cli.main(["campaign", "--live", "--json", str(tmp_path)]) == 2
+    assert cli.main(["campaign", "--live", "--operator", "probe", "--trials", "3"]) == 0
+    capsys.readouterr()
+    for goal, status, said in (("0.999", 0, "goal holds"), ("1e-9", 1, "goal DOES NOT HOLD")):
+        options = ["--live", "--registers", "vector", "--check", "exact", "--trials", "25", "--goal", goal]
+        assert cli.main(["campaign", *options]) == status
+        assert capsys.readouterr().out.endswith(f"{said}\n")
     monkeypatch.setattr(live, "run", fail)
     assert cli.main(["campaign", "--live"]) == 2
     assert "the run is invalid: no result" in capsys.readouterr().err
-    for option in (["--goal", "0.1"], ["--sites", "weights"], ["--batch", "3"], ["--list-sites"]):
+    for option in (["--sites", "weights"], ["--batch", "0"], ["--workers", "0"], ["--list-sites"], ["--goal", "0"]):
         assert cli.main(["campaign", "--live", *option]) == 2
         assert f"sedq: {option[0]}: got " in capsys.readouterr().err
+    assert cli.main(["campaign", "--live", "--dummy", "--goal", "0.1"]) == 2
+    monkeypatch.setattr(live, "run", interrupt)
+    assert cli.main(["campaign", "--live", "--resume", str(log)]) == 130
+    assert f"interrupted; go on with --resume {log}" in capsys.readouterr().err
+
+
+def test_the_module_is_there_without_an_import_of_its_own() -> None:
+    code = "import sys, sedq; assert 'sedq.faults.live' not in sys.modules; print(sedq.faults.live.run.__name__)"
+    ran = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "run\n"
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = sedq.faults.nothing

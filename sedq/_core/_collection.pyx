@@ -16,8 +16,16 @@ from libc.stdint cimport int32_t, int64_t
 import numpy as np
 
 from sedq._core._dispatch cimport SEDQ_BAD_COUNT, Context, findings_list, sedq_findings, sedq_report, threads_for
-from sedq._core._embedding cimport CHUNK, TWICE, Job, check_offsets, run_chunk
+from sedq._core._embedding cimport CHUNK, TWICE, Job, buffer_start, check_offsets, run_chunk
 from sedq._core._rows cimport Table
+
+
+cdef extern from "views.h":
+    const void *offsets_start "SEDQ_VIEW_START"(const int64_t[::1])
+    const void *weights_start "SEDQ_VIEW_START"(const float[::1])
+    const void *out_start "SEDQ_VIEW_START"(float[:, ::1])
+    int64_t offsets_length "SEDQ_VIEW_LENGTH"(const int64_t[::1])
+    int64_t out_width "SEDQ_VIEW_WIDTH"(float[:, ::1])
 
 
 cdef struct Task:
@@ -84,6 +92,20 @@ cdef int64_t[::1] longest_first(const Task *tasks, int64_t count, const Job *job
     return np.argsort(work, kind="stable")
 
 
+cdef report_astray(const Job *jobs, int64_t count, const char *indices, const int64_t[::1] offsets, const float[::1] weights,
+                   float[:, ::1] out):
+    """Report the jobs that aren't of the arrays that were given: kernel and checks would follow the same wrong pointer."""
+    cdef int64_t t, bags = (offsets_length(offsets) - 1) // count
+    cdef const float *columns = <const float *>out_start(out)
+    cdef const int64_t *begin = <const int64_t *>offsets_start(offsets)
+    for t in range(count):
+        if (jobs[t].bags != bags or jobs[t].offsets != begin + t * bags or jobs[t].indices != indices
+                or jobs[t].out != columns or jobs[t].out_stride != out_width(out)
+                or weights is not None and indices != NULL and <const void *>jobs[t].weights != weights_start(weights)):
+            sedq_report(jobs[t].found, -1, SEDQ_BAD_COUNT, 0, 0)
+        columns += jobs[t].t.dim
+
+
 def pool_many(Context context, list tables, indices, const int64_t[::1] offsets, const float[::1] weights,
               float[:, ::1] out, int check, limits, means, int num_threads, double[:, ::1] stats=None):
     """Pool the bags of B requests in each of T tables into out (B, sum of dims).
@@ -129,6 +151,8 @@ def pool_many(Context context, list tables, indices, const int64_t[::1] offsets,
     cdef int64_t[::1] order = longest_first(tasks, made, jobs)
     with nogil:
         run_tasks(jobs, tasks, &order[0], made, threads)
+    if check:
+        report_astray(jobs, count, buffer_start(indices), offsets, weights, out)
     return collected(jobs, tasks, made, found, count)
 
 

@@ -38,4 +38,5 @@ cdef struct Job:
     sedq_findings *found
 
 cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) noexcept nogil
+cdef const char *buffer_start(array) except? NULL
 cpdef check_offsets(const int64_t[::1] offsets, int64_t total)

@@ -15,6 +15,7 @@
     out (B, dim) float32, and what was found wrong
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cython.parallel cimport prange
 from libc.math cimport ceil, fabs, fmin, isfinite, sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -28,6 +29,14 @@ from sedq._core._dispatch cimport (
 from sedq._core._rows cimport Table
 
 from sedq._core._rows import MAX_CODE_BYTES, bad_in_range, bad_rows, digests_of, row_bytes  # no-cython-lint
+
+
+cdef extern from "views.h":
+    const void *offsets_start "SEDQ_VIEW_START"(const int64_t[::1])
+    const void *weights_start "SEDQ_VIEW_START"(const float[::1])
+    const void *out_start "SEDQ_VIEW_START"(float[:, :])
+    int64_t offsets_length "SEDQ_VIEW_LENGTH"(const int64_t[::1])
+    int64_t out_step "SEDQ_VIEW_STEP"(float[:, :])
 
 
 cdef extern from "kernels/rows.h" nogil:
@@ -377,6 +386,26 @@ cdef take_indices(Job *job, indices):
         raise IndexError(f"indices: got {indices[bad]} at position {bad}, expected 0 to {job.t.num_rows - 1}")
 
 
+cdef const char *buffer_start(array) except? NULL:
+    """Where an array begins, by its buffer taken anew; NULL if it is empty."""
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(array, &buffer, PyBUF_SIMPLE)
+    cdef const char *start = <const char *>buffer.buf if buffer.len else NULL
+    PyBuffer_Release(&buffer)
+    return start
+
+
+cdef bint is_astray(const Job *job, indices, const int64_t[::1] offsets, const float[::1] weights, float[:, :] out,
+                    const int64_t[::1] lengths):
+    """Whether the job isn't of the arrays that were given: kernel and checks would follow the same wrong pointer."""
+    return (job.bags != offsets_length(offsets) - 1 or <const void *>job.offsets != offsets_start(offsets)
+            or <const void *>job.out != out_start(out)
+            or job.out_stride * <int64_t>sizeof(float) != out_step(out)
+            or weights is not None and job.total and <const void *>job.weights != weights_start(weights)
+            or lengths is not None and <const void *>job.lengths != offsets_start(lengths)
+            or job.indices != buffer_start(indices))
+
+
 def pool(Context context, Table table, indices, const int64_t[::1] offsets, const float[::1] weights, float[:, :] out,
          int check, int limit, double limit_value, bint mean, int num_threads, uint32_t[::1] y_sums=None,
          const int64_t[::1] lengths=None, double[:, ::1] stats=None, growth=(0, 0, 0, 0, 0)):
@@ -422,6 +451,7 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
         job.parts, job.long_bits, job.part_sums = &parts[0], &long_bits[0], <sedq_bag_sums *>&part_sums[0]
     with nogil:
         verified = run(&job, chunk, threads)
-    if check and (verified != job.bags or job.offsets[job.bags] != job.total):
+    if check and (verified != job.bags or job.offsets[job.bags] != job.total
+                  or is_astray(&job, indices, offsets, weights, out, lengths)):
         sedq_report(&found, -1, SEDQ_BAD_COUNT, verified - job.bags, 0)
     return findings_list(&found) if found.count else None

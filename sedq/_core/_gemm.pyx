@@ -32,6 +32,16 @@ from sedq._core._dispatch cimport (
     findings_list, sedq_context, sedq_epilogue, sedq_findings, sedq_report, sedq_store_fn, sedq_sum_fn, sedq_tile_sums,
     threads_for)
 
+
+cdef extern from "views.h":
+    const void *x_start "SEDQ_VIEW_START"(const uint8_t[:, ::1])
+    const void *i32_start "SEDQ_VIEW_START"(int32_t[:, ::1])
+    const void *u8_start "SEDQ_VIEW_START"(uint8_t[:, ::1])
+    const void *f32_start "SEDQ_VIEW_START"(float[:, ::1])
+    int64_t x_length "SEDQ_VIEW_LENGTH"(const uint8_t[:, ::1])
+    int64_t x_width "SEDQ_VIEW_WIDTH"(const uint8_t[:, ::1])
+
+
 PANEL_COLUMNS = SEDQ_NR
 PANEL_STEP = SEDQ_NV
 K_GROUP = SEDQ_KR
@@ -403,6 +413,12 @@ cdef int64_t run(const Job *job, int threads) noexcept nogil:
     return split_rows(job, threads)
 
 
+cdef bint is_astray(const Job *job, PackedB packed, const uint8_t[:, ::1] x, const void *out) noexcept:
+    """Whether the job isn't of the arrays that were given: kernel and checks would follow the same wrong pointer."""
+    return (job.m != x_length(x) or job.k != x_width(x) or job.n != packed.n or <const void *>job.a != x_start(x)
+            or <const void *>job.out != out)
+
+
 def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, ::1] x, out, int check,
            int num_threads, const uint32_t[::1] x_sums=None, uint32_t[::1] y_sums=None):
     """Multiply x (M, K) with packed weights into out (M, N); check is one of the CHECK_* below.
@@ -415,6 +431,7 @@ def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, 
     cdef sedq_findings found
     cdef int64_t verified, rows, columns
     cdef int threads
+    cdef const void *out_start
     cdef int32_t[:, ::1] out_i32
     cdef uint8_t[:, ::1] out_u8
     cdef float[:, ::1] out_f32
@@ -453,6 +470,9 @@ def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, 
     threads = threads_for(num_threads, job.n * job.k // 40 + job.m * job.n * job.k // 200)
     with nogil:
         verified = run(&job, threads)
-    if check and verified != job.m:
-        sedq_report(&found, -1, SEDQ_BAD_COUNT, verified - job.m, 0)
+    if check:
+        out_start = (u8_start(out_u8) if epilogue.kind == OUT_U8 else
+                     f32_start(out_f32) if epilogue.kind == OUT_F32 else i32_start(out_i32))
+        if verified != job.m or is_astray(&job, packed, x, out_start):
+            sedq_report(&found, -1, SEDQ_BAD_COUNT, verified - job.m, 0)
     return findings_list(&found) if found.count else None

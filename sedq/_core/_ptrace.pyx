@@ -6,6 +6,7 @@ seized it.
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+import errno
 import os
 
 
@@ -58,21 +59,23 @@ cdef int checked(int status, str what) except -1:
 
 
 cdef class Tracee:
-    """A seized process, which dies with the thread that seized it."""
+    """A seized process, which dies with the thread that seized it. Once it has ended its number may be another's."""
 
     cdef readonly int pid
+    cdef readonly bint ended
 
     def __init__(self, int pid):
         checked(sedq_seize(pid), "ptrace: seize")
         self.pid = pid
 
     def interrupt(self, int64_t delay):
-        """Stop the process after `delay` nanoseconds, and return its program counter."""
+        """Stop the process after `delay` nanoseconds, and return its program counter; ProcessLookupError if it ended."""
         cdef uint64_t pc = 0
         cdef int status
         with nogil:
             status = sedq_interrupt(self.pid, delay, &pc)
-        checked(status, "ptrace: interrupt")
+        self.ended = status in (SEDQ_ENDED, -errno.ECHILD)
+        checked(-errno.ESRCH if self.ended else status, "ptrace: interrupt")
         return pc
 
     def pc(self):
@@ -98,13 +101,16 @@ cdef class Tracee:
         cdef int value = 0, status
         with nogil:
             status = sedq_await(self.pid, fd, timeout, &value)
+        self.ended = status in (SEDQ_ENDED, -errno.ECHILD)
         checked(status, "ptrace: wait")
         return status, value
 
     def kill(self):
-        """Kill the process."""
-        with nogil:
-            sedq_kill(self.pid)
+        """Kill the process, unless it has ended."""
+        if not self.ended:
+            with nogil:
+                sedq_kill(self.pid)
+            self.ended = True
 
 
 def probe(uint8_t[::1] state, uint64_t loops):

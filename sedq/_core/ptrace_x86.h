@@ -66,12 +66,6 @@ static int64_t sedq_now(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static void sedq_delay(int64_t nanoseconds)
-{
-    const struct timespec t = {nanoseconds / 1000000000, nanoseconds % 1000000000};
-    nanosleep(&t, NULL);
-}
-
 static int sedq_seize(int pid)
 {
     return ptrace(PTRACE_SEIZE, pid, NULL, (void *)PTRACE_O_EXITKILL) ? -errno : 0;
@@ -91,18 +85,56 @@ static int sedq_pc(int pid, uint64_t *pc)
     return 0;
 }
 
-/* Stop the process after a delay: its program counter, or -ECHILD if it has ended. */
+/* waitpid until it isn't interrupted */
+static int sedq_waitpid(int pid, int *status, int options)
+{
+    int changed;
+    do
+        changed = waitpid(pid, status, options | __WALL);
+    while (changed < 0 && errno == EINTR);
+    return changed;
+}
+
+/* Let the process run for a time, signals to it included: SEDQ_SILENT, or SEDQ_ENDED. */
+static int sedq_run_for(int pid, int64_t nanoseconds)
+{
+    const int64_t until = sedq_now() + nanoseconds;
+    int64_t left;
+    int status, changed;
+    while ((left = until - sedq_now()) > 0) {
+        const struct timespec t = {0, (long)(left < 200000 ? left : 200000)};
+        nanosleep(&t, NULL);
+        while ((changed = sedq_waitpid(pid, &status, WNOHANG)) == pid) {
+            if (!WIFSTOPPED(status))
+                return SEDQ_ENDED;
+            sedq_resume(pid, status >> 16 ? 0 : WSTOPSIG(status));
+        }
+        if (changed < 0)
+            return -errno;
+    }
+    return SEDQ_SILENT;
+}
+
+/* Stop the process after a delay: SEDQ_STOPPED and its program counter, or SEDQ_ENDED. */
 static int sedq_interrupt(int pid, int64_t delay, uint64_t *pc)
 {
     int status;
-    sedq_delay(delay);
+    const int run = sedq_run_for(pid, delay);
+    if (run != SEDQ_SILENT)
+        return run;
     if (ptrace(PTRACE_INTERRUPT, pid, NULL, NULL))
         return -errno;
-    if (waitpid(pid, &status, __WALL) != pid)
-        return -errno;
-    if (!WIFSTOPPED(status))
-        return -ECHILD;
-    return sedq_pc(pid, pc);
+    for (;;) {
+        if (sedq_waitpid(pid, &status, 0) != pid)
+            return -errno;
+        if (!WIFSTOPPED(status))
+            return SEDQ_ENDED;
+        if (status >> 16 == PTRACE_EVENT_STOP)
+            break;
+        sedq_resume(pid, WSTOPSIG(status)); /* a signal from elsewhere came first */
+    }
+    const int failed = sedq_pc(pid, pc);
+    return failed ? failed : SEDQ_STOPPED;
 }
 
 /* Byte of the XSAVE area with bit `bit` of a vector or mask register; -1 if there is no such register. */
@@ -176,8 +208,8 @@ static int sedq_is_fatal(int signal)
 static int sedq_await(int pid, int fd, int64_t timeout, int *value)
 {
     const int64_t until = sedq_now() + timeout;
+    struct pollfd p = {fd, POLLIN, 0};
     for (;;) {
-        struct pollfd p = {fd, POLLIN, 0};
         const struct timespec slice = {0, 200000};
         unsigned char byte;
         const int ready = ppoll(&p, 1, &slice, NULL);
@@ -185,9 +217,11 @@ static int sedq_await(int pid, int fd, int64_t timeout, int *value)
             *value = byte;
             return SEDQ_WROTE;
         }
+        if (ready > 0)
+            p.fd = -1; /* nobody is left who could write, but it may still be told how the process ended */
         if (ready < 0 && errno != EINTR)
             return -errno;
-        const int changed = waitpid(pid, value, WNOHANG | __WALL);
+        const int changed = sedq_waitpid(pid, value, WNOHANG);
         if (changed < 0)
             return -errno;
         if (changed == pid) {
@@ -209,7 +243,7 @@ static void sedq_kill(int pid)
 {
     int status;
     kill(pid, SIGKILL);
-    while (waitpid(pid, &status, __WALL) == pid && WIFSTOPPED(status))
+    while (sedq_waitpid(pid, &status, 0) == pid && WIFSTOPPED(status))
         sedq_resume(pid, 0);
 }
 

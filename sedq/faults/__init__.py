@@ -4,6 +4,9 @@ For tests, demonstrations and campaigns. Faults inside kernels use a second buil
 here slows or changes the ordinary one.
 """
 
+from importlib import import_module
+from typing import Any
+
 from sedq.faults._sites import site_names
 from sedq.faults._worker import InvalidRun
 from sedq.faults.campaign import Campaign, CampaignPlan
@@ -57,3 +60,9 @@ __all__ = [
     "schema",
     "site_names",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "live":  # needed by few
+        return import_module("sedq.faults.live")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

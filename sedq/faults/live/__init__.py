@@ -38,7 +38,8 @@ CHECKS = {
     "bag": ("off", "digest", "threshold", "exact", "full"),
     "probe": ("off",),
 }
-VERSION = 1
+VERSION = 2
+LONGEST = 86400  # seconds that a call may be waited for
 
 
 def _registers(kinds: tuple[str, ...] | None) -> dict[str, tuple[int, int]]:
@@ -107,9 +108,9 @@ def run(
     OSError
         On other systems, and where processes may not be traced.
     ValueError
-        For wrong arguments, and for the log of another campaign.
+        For wrong arguments, and for the log of another campaign, or one that another run writes to.
     LiveError
-        If the operator fails without a fault.
+        If the operator fails without a fault, or something else ends its process.
 
     Examples
     --------
@@ -119,13 +120,16 @@ def run(
     >>> result.passed  # doctest: +SKIP
     True
     """
-    if operator in CHECKS and check not in CHECKS[operator]:
+    sizes = check_shape(operator, shape)
+    if check not in CHECKS[operator]:
         raise ValueError(f"check: got {check!r}, expected one of {', '.join(map(repr, CHECKS[operator]))} for {operator}")
-    options = {"operator": operator, "check": check, "shape": check_shape(operator, shape), "seed": 0}
+    options = {"operator": operator, "check": check, "shape": sizes, "seed": 0}
     trials = _validation.integer("trials", trials, 1, 10**9)
     seed = _validation.integer("seed", seed, 0, 2**64 - 1)
     struck = _registers(registers)
     limit = _validation.positive_scalar("timeout", timeout)
+    if limit > LONGEST:
+        raise ValueError(f"timeout: got {timeout}, expected at most {LONGEST} seconds")
     if _validation.boolean("dummy", dummy):
         struck = {}
     with Session(options, limit) as session:

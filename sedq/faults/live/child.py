@@ -91,7 +91,10 @@ def main(arguments: list[str]) -> None:
                 _work(target, last, go, done)
             finally:
                 os._exit(0)
-        os.write(reply, b"%d\n" % pid)
+        try:
+            os.write(reply, b"%d\n" % pid)
+        except BrokenPipeError:  # who started the template was interrupted
+            return
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--live",
         action="store_true",
         help="run an operator in another process, flip a bit of a register at a random moment, and classify what becomes of "
-        f"it; with --check, --trials (default {TRIALS}), --seed, --resume and --json",
+        f"it; with --check, --trials (default {TRIALS}), --goal, --seed, --resume and --json",
     )
     group.add_argument("--operator", choices=OPERATORS, help="what is struck (default qlinear)")
     group.add_argument(
@@ -33,10 +33,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run a live campaign and print its figures; 0, or 1 if a flip was reported where there was none."""
-    result = live.run(
-        options.operator or "qlinear",
-        options.check,
+    """Run a live campaign and print its figures.
+
+    Returns 0; 1 if a flip was reported where there was none, or too many went unseen for the goal; 130 if interrupted.
+    """
+    if options.goal is not None and (options.dummy or not 0 < options.goal < 1):
+        wanted = "none with --dummy" if options.dummy else "a rate between 0 and 1"
+        raise ValueError(f"--goal: got {options.goal}, expected {wanted}")
+    try:
+        result = _result(options)
+    except KeyboardInterrupt:
+        kept = "no log was kept" if options.resume is None else f"go on with --resume {options.resume}"
+        print(f"\nsedq: interrupted; {kept}", file=sys.stderr)
+        return 130
+    print(result.table())
+    if options.json is not None:
+        with replacing(options.json) as stream:
+            stream.write((json.dumps(result.to_json(), indent=2) + "\n").encode())
+    if options.goal is None:
+        return 0 if result.passed else 1
+    holds = result.holds(options.goal)
+    print(f"goal {'holds' if holds else 'DOES NOT HOLD'}")
+    return 0 if holds else 1
+
+
+def _result(options: argparse.Namespace) -> live.LiveResult:
+    operator = options.operator or "qlinear"
+    return live.run(
+        operator,
+        options.check or ("off" if operator == "probe" else "exact"),
         trials=TRIALS if options.trials is None else options.trials,
         seed=options.seed,
         registers=None if options.registers is None else tuple(options.registers),
@@ -44,8 +69,3 @@ def run(options: argparse.Namespace) -> int:
         log=options.resume,
         progress=sys.stderr,
     )
-    print(result.table())
-    if options.json is not None:
-        with replacing(options.json) as stream:
-            stream.write((json.dumps(result.to_json(), indent=2) + "\n").encode())
-    return 0 if result.passed else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -35,16 +36,30 @@ class Log:
         self._file = None
         if path is None:
             return
-        target, written = Path(path), b""
-        if target.exists():
-            if not target.is_file():
-                raise ValueError(f"log: got {target}, expected an ordinary file or none")
-            written = target.read_bytes()
-        whole = written[: written.rfind(b"\n") + 1]  # a line cut off by a kill is run again
-        self._read(target, whole, header)
-        self._file = target.open("r+b" if target.exists() else "xb")
+        target = Path(path)
+        if target.exists() and not target.is_file():
+            raise ValueError(f"log: got {target}, expected an ordinary file or none")
+        self._file = target.open("a+b")
+        try:
+            self._begin(target, header)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _begin(self, path: Path, header: dict[str, Any]) -> None:
+        """Lock the file, read what it has, and cut off what a kill left of a line: that trial is run again."""
+        import fcntl  # other systems have none, and import this module all the same
+
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"log: got {path}, which another run is writing to; expected one of its own") from None
+        self._file.seek(0)
+        written = self._file.read()
+        whole = written[: written.rfind(b"\n") + 1]
+        self._read(path, whole or written, header)
         self._file.truncate(len(whole))
-        self._file.seek(0, os.SEEK_END)
         if not whole:
             self._write(header)
 
@@ -52,11 +67,10 @@ class Log:
         lines = data.splitlines()
         if not lines:
             return
-        try:
-            found = json.loads(lines[0])
-            self.trials = {t.trial: t for t in map(_trial, lines[1:])}
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"log: got {path}, expected the log of a live campaign") from None
+        found = _parsed(path, 1, lines[0], json.loads)
+        for number, line in enumerate(lines[1:], 2):
+            trial = _parsed(path, number, line, _trial)
+            self.trials[trial.trial] = trial
         wanted = json.loads(json.dumps(header))
         if found != wanted:
             other = {k: (found.get(k), v) for k, v in wanted.items() if found.get(k) != v} if isinstance(found, dict) else {}
@@ -79,6 +93,13 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _parsed(path: Path, number: int, line: bytes, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse(line)
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"log: got {path}, line {number} of which isn't of the log of a live campaign") from None
 
 
 def _trial(line: bytes) -> Trial:

@@ -13,6 +13,7 @@ from sedq.faults.live.strikes import NOTHING, Trial, register_name
 __all__ = ["LiveResult", "Row"]
 
 VISIBLE = 1e-4  # of the largest |output|: what counts as a change of a bag that someone would notice
+WIDTH = 36  # of the column of names, at least
 COLUMNS = ("flips", "masked", "detected", "benign", "missed", "small", "latent", "error", "crash", "hang")
 
 
@@ -26,7 +27,7 @@ class Row:
         What they have in common.
     counts : dict of str to int
         Trials by outcome; ``"small_detected"`` and ``"small_missed"`` changed a bag within the threshold
-        in force.
+        in force (not told apart under ``"full"``, which is to see any).
     """
 
     name: str
@@ -76,9 +77,8 @@ class LiveResult:
     trials: tuple[Trial, ...]
 
     def outcome(self, trial: Trial) -> str:
-        """Return a trial's outcome, or ``"small_..."`` for a change within the threshold."""
-        small = trial.outcome in ("detected", "missed") and not trial.beyond
-        return f"small_{trial.outcome}" if small else trial.outcome
+        """Return a trial's outcome, or ``"small_..."`` for a change within the threshold, unless all are to be seen."""
+        return f"small_{trial.outcome}" if _is_small(trial) and self.header["check"] != "full" else trial.outcome
 
     def _row(self, name: str, trials: Iterable[Trial]) -> Row:
         return Row(name, dict(Counter(map(self.outcome, trials))))
@@ -104,12 +104,16 @@ class LiveResult:
 
     def small_missed(self) -> list[float]:
         """Return the sizes of the changes that went unseen within the threshold in force, in order."""
-        return sorted(t.damage for t in self.trials if self.outcome(t) == "small_missed")
+        return sorted(t.damage for t in self.trials if _is_small(t) and t.outcome == "missed")
 
     @property
     def passed(self) -> bool:
         """Whether the campaign is sound: of dummy strikes, none had any effect."""
-        return all(t.outcome == "masked" for t in self.trials if t.kind == NOTHING)
+        return all(t.outcome == "masked" and not t.operands for t in self.trials if t.kind == NOTHING)
+
+    def holds(self, goal: float) -> bool:
+        """Whether the part that is missed is at most `goal`, at 95 % confidence: the intervals of all classes say so."""
+        return all(row.interval[0] >= 1 - goal for row in self.by_kind())
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures, and every miss, as JSON has them."""
@@ -134,22 +138,30 @@ class LiveResult:
             *(_figures(row) for row in self.by_kind()),
             "",
             "Detected, of the flips that changed an output"
-            + (" beyond its rounding bound" if head["operator"] == "bag" else ""),
+            + (" beyond its rounding bound" if head["operator"] == "bag" and head["check"] != "full" else ""),
         ]
         lines += [f"  {_rate(row)}" for row in self.by_kind()]
-        if small := self.small_missed():
-            visible = sum(size > VISIBLE for size in small)
-            lines.append(
-                f"  {len(small)} within the bound went unseen, {visible} of them above {VISIBLE:g} of the largest output"
-            )
+        if head["operator"] == "bag":
+            lines += ["Changes of a bag within its rounding bound", *(f"  {line}" for line in self._small())]
         rows = self.by_function()
-        lines += ["", _line("function", COLUMNS), *(_figures(row) for row in rows[:25])]
+        width = max([WIDTH, *(len(row.name) + 1 for row in rows[:25])])
+        lines += ["", _line("function", COLUMNS, width), *(_figures(row, width) for row in rows[:25])]
         if len(rows) > 25:
             lines.append(f"and {len(rows) - 25} functions more, without a miss")
         if self.misses():
             lines += ["", "Missed", *(f"  {self._describe(t)}" for t in self.misses()[:25])]
             lines += [f"  and {len(self.misses()) - 25} more"] if len(self.misses()) > 25 else []
         return "\n".join(lines)
+
+    def _small(self) -> Iterable[str]:
+        for row in self.by_kind():
+            small = [t for t in self.trials if t.kind == row.name and _is_small(t)]
+            missed = [t.damage for t in small if t.outcome == "missed"]
+            visible = sum(size > VISIBLE for size in missed)
+            yield (
+                f"{row.name}: {len(small) - len(missed)} detected, {len(missed)} missed, {visible} of them above "
+                f"{VISIBLE:g} of the largest output"
+            )
 
     def _describe(self, trial: Trial) -> str:
         register = register_name(trial.kind, trial.register, self.header["registers"].get(trial.kind, (0, 0))[1])
@@ -159,16 +171,21 @@ class LiveResult:
         )
 
 
-def _line(name: str, cells: Iterable[object]) -> str:
-    return f"{name:<36}" + "".join(f"{cell!s:>9}" for cell in cells)
+def _is_small(trial: Trial) -> bool:
+    """Whether a bag changed by no more than its rounding bound."""
+    return trial.outcome in ("detected", "missed") and not trial.beyond
 
 
-def _figures(row: Row) -> str:
+def _line(name: str, cells: Iterable[object], width: int = WIDTH) -> str:
+    return f"{name:<{width}}" + "".join(f"{cell!s:>9}" for cell in cells)
+
+
+def _figures(row: Row, width: int = WIDTH) -> str:
     counts = row.counts | {
         "flips": sum(row.counts.values()),
         "small": row.counts.get("small_detected", 0) + row.counts.get("small_missed", 0),
     }
-    return _line(row.name, (counts.get(column, 0) for column in COLUMNS))
+    return _line(row.name, (counts.get(column, 0) for column in COLUMNS), width)
 
 
 def _rate(row: Row) -> str:

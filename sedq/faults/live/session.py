@@ -25,6 +25,12 @@ __all__ = ["LiveError", "Session"]
 
 TRIALS_PER_WORKER = 256
 PATIENCE = 120.0  # seconds until a template must have built its target
+PERIODS = 16  # calls among which a moment is drawn: the first one begins when the worker is told to
+OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # what no flip sends
+MAY_NOT = (
+    "live faults: got no permission to trace a process, expected one that may: kernel.yama.ptrace_scope 0 or 1 or the "
+    "capability CAP_SYS_PTRACE, and in a container a seccomp profile that lets ptrace through"
+)
 
 
 class LiveError(RuntimeError):
@@ -59,7 +65,11 @@ class Session:
         command = [sys.executable, "-P", "-m", protocol.CHILD, json.dumps(self.options), *descriptors]
         try:
             self._template = subprocess.Popen(
-                command, pass_fds=(control, reply, go, done), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                command,
+                pass_fds=(control, reply, go, done),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # what a terminal sends to this process isn't for that one
             )
         finally:
             for fd in (control, reply, go, done):
@@ -93,9 +103,15 @@ class Session:
             ready, _, _ = select.select([self._reply], [], [], max(0.0, until - time.monotonic()))
             part = os.read(self._reply, 65536) if ready else b""
             if not part:
-                raise LiveError("the template process ended, or didn't answer")
+                raise LiveError("the template process ended" if ready else f"no answer from the template in {PATIENCE:g} s")
             line += part
         return line.decode()
+
+    def _tell(self, pipe: int, what: bytes) -> None:
+        try:
+            os.write(pipe, what)
+        except BrokenPipeError:
+            raise LiveError("the template process ended, and its worker") from None
 
     def _learn(self, told: dict[str, Any]) -> None:
         """Take in what the template tells of its memory, and read its operands as they must stay."""
@@ -120,10 +136,14 @@ class Session:
         """Return the current worker, or a new one."""
         if self._worker is None:
             while select.select([self._done], [], [], 0)[0]:
-                os.read(self._done, 1)
-            os.write(self._control, b"f")
+                if not os.read(self._done, 64):
+                    raise LiveError("the template process ended")
+            self._tell(self._control, b"f")
             pid = int(self._answer())
-            self._worker = _ptrace.Tracee(pid)
+            try:
+                self._worker = _ptrace.Tracee(pid)
+            except PermissionError as error:
+                raise PermissionError(f"{MAY_NOT} ({error})") from None
             self._memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
             self._trials_left = TRIALS_PER_WORKER
             self._expect_sound("a new worker's first call")
@@ -133,16 +153,26 @@ class Session:
         if self._worker is not None:
             self._worker.kill()
             os.close(self._memory)
-            self._worker = None
+            self._worker, self._memory = None, -1
 
     def _call(self) -> tuple[int, int]:
         """Run one call to its end, as `Tracee.wait` says it."""
         assert self._worker is not None
-        os.write(self._go, protocol.ONCE)
-        return self._worker.wait(self._done, self.timeout)
+        self._tell(self._go, protocol.ONCE)
+        return self._wait(self._worker)
+
+    def _wait(self, worker: _ptrace.Tracee) -> tuple[int, int]:
+        event, value = worker.wait(self._done, self.timeout)
+        if event == _ptrace.ENDED and os.WIFSIGNALED(value) and os.WTERMSIG(value) in OUTSIDE:
+            raise LiveError(f"the worker was killed from outside, by {signal.Signals(os.WTERMSIG(value)).name}")
+        return event, value
 
     def _expect_sound(self, what: str) -> None:
         ended = self._call()
+        if ended[0] == _ptrace.SILENT:
+            raise LiveError(
+                f"{what} didn't end within {self.timeout / 1e9:g} s, expected a longer timeout, or a smaller shape"
+            )
         if ended != (_ptrace.WROTE, protocol.RETURNED) or self._changed()[0] or self._changed_operands():
             raise LiveError(f"{what} ended as {ended}, expected a right result")
 
@@ -160,7 +190,10 @@ class Session:
 
     def read(self, address: int, size: int) -> bytes:
         """Return bytes of the worker's memory."""
-        return os.pread(self._memory, size, address)
+        data = os.pread(self._memory, size, address)
+        if len(data) != size:
+            raise ProcessLookupError(f"the memory of process {self.worker().pid} is gone")
+        return data
 
     def write(self, address: int, data: bytes) -> None:
         """Write to the worker's memory, code included."""
@@ -183,15 +216,18 @@ class Session:
 
     def run(self, strike: Strike) -> Trial:
         """Strike a worker, and see what becomes of it."""
-        worker = self.worker()
-        tries, image, pc = self._meet(worker, strike)
-        return self.struck(strike, tries, image, pc)
+        try:
+            worker = self.worker()
+            tries, image, pc = self._meet(worker, strike)
+            return self.struck(strike, tries, image, pc)
+        except (ProcessLookupError, ChildProcessError):
+            raise LiveError(f"trial {strike.trial}: the worker was killed from outside") from None
 
     def _meet(self, worker: _ptrace.Tracee, strike: Strike) -> tuple[int, Image, int]:
         """Let the worker run call after call, and stop it inside the extension."""
-        os.write(self._go, protocol.REPEAT)
+        self._tell(self._go, protocol.REPEAT)
         for tries, moment in enumerate(strike.moments, 1):
-            pc = worker.interrupt(int(moment * self.duration))
+            pc = worker.interrupt(int(moment * PERIODS * self.duration))
             image = self.image_at(pc)
             if image is not None:
                 self.write(self._last, b"\1")  # the call it is in is to be the last
@@ -207,9 +243,9 @@ class Session:
         worker.resume()
         offset = pc - image.base
         where = (*strike[:4], tries, image.function(offset), image.name, offset)
-        trial = Trial(*where, **self._classify(*worker.wait(self._done, self.timeout)))
+        trial = Trial(*where, **self._classify(*self._wait(worker)))
         self._trials_left -= 1
-        if trial.outcome != "masked" or self._trials_left <= 0:
+        if trial.outcome != "masked" or trial.operands or self._trials_left <= 0:
             self._discard()
         return trial
 

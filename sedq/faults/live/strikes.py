@@ -31,8 +31,8 @@ class Strike(NamedTuple):
     register, bit : int
         Which register of its class, and which bit.
     moments : tuple of float
-        When to stop the worker, as parts of the time that a call takes, tried one after another until its program counter
-        is in the extension.
+        When to stop the worker, as parts of the time that sixteen calls take, tried one after another until its program
+        counter is in the extension.
     """
 
     trial: int
@@ -62,7 +62,7 @@ class Trial:
         output was right, but the next call, without a fault, was not as it must be. ``"error"``: an exception other than
         a detection. ``"crash"``, ``"hang"``: a fatal signal, or no answer in time.
     damage : float
-        Largest change of an output, relative to the largest |output|.
+        Largest change of an output, relative to the largest magnitude of one.
     beyond : bool
         Whether a change exceeds the threshold in force: any change of an integer, the rounding bound for a bag.
     check : str
