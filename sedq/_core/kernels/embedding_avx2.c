@@ -44,8 +44,8 @@ INLINE void finish(const float *acc, int64_t n, float bias, float divisor, float
         }
         if (!check)
             continue;
-        *pooled = _mm256_add_pd(*pooled, low_doubles(y));
-        *pooled = _mm256_add_pd(*pooled, high_doubles(y));
+        pooled[0] = _mm256_add_pd(pooled[0], low_doubles(y)); /* two sums, as one would wait for itself */
+        pooled[1] = _mm256_add_pd(pooled[1], high_doubles(y));
         *bits = _mm256_add_epi32(*bits, _mm256_castps_si256(y));
     }
 }
@@ -102,7 +102,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     };
     float acc[COLUMNS] __attribute__((aligned(32)));
     lane_sums s = no_sums();
-    __m256d pooled = _mm256_setzero_pd();
+    __m256d pooled[2] = {_mm256_setzero_pd(), _mm256_setzero_pd()};
     __m256i bits = _mm256_setzero_si256();
     if (begin == 0)
         sedq_prefetch_first_avx2(&q);
@@ -110,7 +110,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
         const int64_t n = t->dim - column < COLUMNS ? t->dim - column : COLUMNS;
         const float bias = sedq_bag_loop_avx2(t, n, check != 0)(&q, column, acc, &s);
         SEDQ_FAULT_BAG(acc, n);
-        finish(acc, n, bias, divisor, out + column, check, &pooled, &bits);
+        finish(acc, n, bias, divisor, out + column, check, pooled, &bits);
     }
     if (!check)
         return;
@@ -120,7 +120,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     sums->weights = sum_lanes(s.weights);
     sums->reference = sum_doubles(s.products) + (double)t->dim * sum_doubles(s.biases);
     sums->magnitude = sum_doubles(s.product_sizes) + (double)t->dim * sum_doubles(s.bias_sizes);
-    sums->pooled = sum_doubles(pooled);
+    sums->pooled = sum_doubles(_mm256_add_pd(pooled[0], pooled[1]));
     sums->out_bits = sum_words32(bits);
 }
 
