@@ -411,7 +411,7 @@ def test_a_pipe_that_nobody_writes_to_is_waited_on_without_work() -> None:
 @needs_ptrace
 def test_a_timeout_too_short_for_a_call_is_named() -> None:
     with pytest.raises(live.LiveError, match=r"call didn't end within 1e-06 s, expected a longer timeout"):
-        live.run(trials=1, timeout=1e-6)
+        live.run(trials=1, timeout=1e-7)
 
 
 @needs_ptrace

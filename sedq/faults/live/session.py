@@ -25,6 +25,7 @@ __all__ = ["LiveError", "Session"]
 
 TRIALS_PER_WORKER = 256
 PATIENCE = 120.0  # seconds until a template must have built its target
+SOUND = 10  # timeouts that a call without a flip may take, on a machine that is busy
 PERIODS = 16  # calls among which a moment is drawn: the first one begins when the worker is told to
 OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # what no flip sends
 MAY_NOT = (
@@ -155,24 +156,23 @@ class Session:
             os.close(self._memory)
             self._worker, self._memory = None, -1
 
-    def _call(self) -> tuple[int, int]:
-        """Run one call to its end, as `Tracee.wait` says it."""
+    def _call(self, patience: int = 1) -> tuple[int, int]:
+        """Run one call to its end, as `Tracee.wait` says it, within `patience` timeouts."""
         assert self._worker is not None
         self._tell(self._go, protocol.ONCE)
-        return self._wait(self._worker)
+        return self._wait(self._worker, patience)
 
-    def _wait(self, worker: _ptrace.Tracee) -> tuple[int, int]:
-        event, value = worker.wait(self._done, self.timeout)
+    def _wait(self, worker: _ptrace.Tracee, patience: int = 1) -> tuple[int, int]:
+        event, value = worker.wait(self._done, patience * self.timeout)
         if event == _ptrace.ENDED and os.WIFSIGNALED(value) and os.WTERMSIG(value) in OUTSIDE:
             raise LiveError(f"the worker was killed from outside, by {signal.Signals(os.WTERMSIG(value)).name}")
         return event, value
 
     def _expect_sound(self, what: str) -> None:
-        ended = self._call()
+        ended = self._call(SOUND)
         if ended[0] == _ptrace.SILENT:
-            raise LiveError(
-                f"{what} didn't end within {self.timeout / 1e9:g} s, expected a longer timeout, or a smaller shape"
-            )
+            limit = SOUND * self.timeout / 1e9
+            raise LiveError(f"{what} didn't end within {limit:g} s, expected a longer timeout, or a smaller shape")
         if ended != (_ptrace.WROTE, protocol.RETURNED) or self._changed()[0] or self._changed_operands():
             raise LiveError(f"{what} ended as {ended}, expected a right result")
 
