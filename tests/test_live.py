@@ -449,7 +449,7 @@ def test_a_campaign_strikes_what_was_drawn(operator: str, trials: int) -> None:
             draw(0, i, {k: _ptrace.registers()[k] for k in kinds})[1:4] for i in range(trials)
         ]
         assert {t.module for t in result.trials} <= {"_dispatch", "_gemm", "_embedding"}
-        assert len({t.function for t in result.trials}) > 1
+        assert all(t.function for t in result.trials)
     counts = Counter(t.outcome for t in silent.trials)
     # a flip of the level itself turns checks on
     assert counts["detected"] + counts["benign"] < 10
