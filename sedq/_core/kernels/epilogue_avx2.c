@@ -35,31 +35,47 @@ typedef struct {
     __m256 bias, mult;
 } columns;
 
-INLINE columns load_columns(const int kind, const sedq_epilogue *e, int j, __m256i *digest)
+/* where the parameters of some columns start */
+typedef struct {
+    const int32_t *term, *w_zp;
+    const float *bias, *mult;
+} places;
+
+INLINE places places_of(const int kind, const sedq_epilogue *e, int j)
+{
+    places at = {e->col_term + j, e->w_zp ? e->w_zp + j : NULL, NULL, NULL};
+    if (kind != OUT_I32) {
+        at.bias = e->bias + j;
+        at.mult = e->mult + j;
+    }
+    return at;
+}
+
+INLINE columns load_columns(const int kind, const places *at, int j, __m256i *digest)
 {
     columns p;
-    p.term = _mm256_loadu_si256((const __m256i *)(e->col_term + j));
+    p.term = _mm256_loadu_si256((const __m256i *)(at->term + j));
     *digest = _mm256_add_epi32(*digest, p.term);
     p.w_zp = _mm256_setzero_si256();
-    if (e->w_zp) {
-        p.w_zp = _mm256_loadu_si256((const __m256i *)(e->w_zp + j));
+    if (at->w_zp) {
+        p.w_zp = _mm256_loadu_si256((const __m256i *)(at->w_zp + j));
         *digest = _mm256_add_epi32(*digest, p.w_zp);
     }
     p.bias = p.mult = _mm256_setzero_ps();
     if (kind != OUT_I32) {
-        p.bias = _mm256_loadu_ps(e->bias + j);
-        p.mult = _mm256_loadu_ps(e->mult + j);
+        p.bias = _mm256_loadu_ps(at->bias + j);
+        p.mult = _mm256_loadu_ps(at->mult + j);
         *digest = _mm256_add_epi32(
             *digest, _mm256_add_epi32(_mm256_castps_si256(p.bias), _mm256_castps_si256(p.mult)));
     }
     return p;
 }
 
-/* 8 outputs as 32-bit words */
-INLINE __m256i finish(const int kind, const sedq_epilogue *e, const columns *p, __m256i acc, uint32_t row_sum)
+/* 8 outputs as 32-bit words; zero_points: whether weights have any */
+INLINE __m256i finish(const int kind, const sedq_epilogue *e, const columns *p, int zero_points, __m256i acc, uint32_t row_sum)
 {
     __m256i raw = _mm256_sub_epi32(acc, p->term);
-    if (e->w_zp)
+    if (zero_points)
         raw = _mm256_sub_epi32(raw, _mm256_mullo_epi32(p->w_zp, _mm256_set1_epi32((int32_t)row_sum)));
     if (kind == OUT_I32)
         return raw;
@@ -130,11 +146,12 @@ INLINE void store_strip(const int kind, const int check, int rows, int j, int n,
                         const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums,
                         __m256i *digest)
 {
-    const columns p = load_columns(kind, e, j, digest);
+    const places at = places_of(kind, e, j);
+    const columns p = load_columns(kind, &at, 0, digest);
     const __m256i mask = mask_of(n);
     for (int r = 0; r < rows; r++) {
         const __m256i acc = _mm256_load_si256((const __m256i *)(tile + r * SEDQ_NR + j));
-        const __m256i y = _mm256_and_si256(after_fault(finish(kind, e, &p, acc, row_sums[r])), mask);
+        const __m256i y = _mm256_and_si256(after_fault(finish(kind, e, &p, at.w_zp != NULL, acc, row_sums[r])), mask);
         if (check) {
             add_to(sums->acc[r], _mm256_and_si256(acc, mask));
             add_to(sums->out[r], y);
@@ -142,9 +159,11 @@ INLINE void store_strip(const int kind, const int check, int rows, int j, int n,
         if (check == SEDQ_CHECK_FULL) {
             /* parameters and mask anew: a fault in the registers that hold them for all rows would be in both results */
             const sedq_epilogue *anew = forget(e);
+            const places places_anew = places_of(kind, anew, j);
             __m256i unused = _mm256_setzero_si256();
-            const columns q = load_columns(kind, anew, j, &unused);
-            const __m256i again = _mm256_and_si256(finish(kind, anew, &q, opaque(acc), row_sums[r]), mask_of(n));
+            const columns q = load_columns(kind, &places_anew, 0, &unused);
+            const __m256i second = finish(kind, anew, &q, places_anew.w_zp != NULL, opaque(acc), row_sums[r]);
+            const __m256i again = _mm256_and_si256(second, mask_of(n));
             const __m256i differs = _mm256_xor_si256(opaque(again), y);
             sums->twice |= !_mm256_testz_si256(differs, differs);
         }
@@ -152,40 +171,51 @@ INLINE void store_strip(const int kind, const int check, int rows, int j, int n,
     }
 }
 
-/* The low bytes of four vectors of 8 words that lie in 0 .. 255. */
+/* The low bytes of four vectors of 8 words that lie in 0 .. 255, fours of them in the order 0 2 4 6 1 3 5 7. */
 INLINE __m256i pack_bytes(const __m256i *y)
 {
-    const __m256i words = _mm256_packus_epi16(_mm256_packs_epi32(y[0], y[1]), _mm256_packs_epi32(y[2], y[3]));
-    return _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    return _mm256_packus_epi16(_mm256_packs_epi32(y[0], y[1]), _mm256_packs_epi32(y[2], y[3]));
+}
+
+INLINE __m256i in_order(__m256i packed)
+{
+    return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
 /* 32 outputs of one row; their accumulators are summed on the way. */
-INLINE void finish_chunk(const int kind, const sedq_epilogue *e, int j, const int32_t *acc, uint32_t row_sum, __m256i *y,
-                         __m256i *acc_sum)
+INLINE void finish_chunk(const int kind, const sedq_epilogue *e, const places *at, const int32_t *acc, uint32_t row_sum,
+                         __m256i *y, __m256i *acc_sum)
 {
     __m256i unused = _mm256_setzero_si256();
 #pragma GCC unroll 4
     for (int v = 0; v < 4; v++) {
-        const columns p = load_columns(kind, e, j + v * 8, &unused);
+        const columns p = load_columns(kind, at, v * 8, &unused);
         const __m256i in = _mm256_load_si256((const __m256i *)(acc + v * 8));
-        y[v] = finish(kind, e, &p, in, row_sum);
+        y[v] = finish(kind, e, &p, at->w_zp != NULL, in, row_sum);
         *acc_sum = _mm256_add_epi32(*acc_sum, in);
     }
 }
 
-/* 32 columns, row by row: parameters are operands from L1, and a row's sums stay in registers. The outputs that are summed are
- * packed as those that are stored, and with full checking they are of the second computation, whose parameters and accumulators
- * are loaded anew: what is stored is read back against the other. */
+/* 32 columns, row by row: parameters are operands from L1, and a row's sums stay in registers. The outputs are summed before they
+ * are put in order and stored, and with full checking they are those of the second computation, whose parameters and accumulators
+ * are found and loaded anew: what is stored is read back against the other. The first computation keeps its pointers to the
+ * parameters for all rows and for the digest, taken after them: there a pointer that was struck on the way is seen. */
 INLINE void store_chunk(const int kind, const int check, int rows, int j, const int32_t *tile, const uint32_t *row_sums,
                         const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums, __m256i *digest)
 {
+    places at = places_of(kind, e, j);
+    /* values of which the compiler knows nothing: it keeps them, and doesn't load them again for each row */
+    __asm__ volatile("" : "+r"(at.term), "+r"(at.w_zp), "+r"(at.bias), "+r"(at.mult));
     for (int r = 0; r < rows; r++) {
         __m256i acc_sum = _mm256_setzero_si256(), y[4], again[4], ignored = acc_sum;
-        finish_chunk(kind, e, j, tile + r * SEDQ_NR + j, row_sums[r], y, &acc_sum);
+        finish_chunk(kind, e, &at, tile + r * SEDQ_NR + j, row_sums[r], y, &acc_sum);
         for (int v = 0; v < 4; v++)
             y[v] = after_fault(y[v]);
-        if (check == SEDQ_CHECK_FULL)
-            finish_chunk(kind, forget(e), j, tile + r * SEDQ_NR + j, row_sums[r], again, &ignored);
+        if (check == SEDQ_CHECK_FULL) {
+            const sedq_epilogue *anew = forget(e);
+            const places places_anew = places_of(kind, anew, j);
+            finish_chunk(kind, anew, &places_anew, tile + r * SEDQ_NR + j, row_sums[r], again, &ignored);
+        }
         const __m256i *summed = check == SEDQ_CHECK_FULL ? again : y;
         __m256i out_sum;
         if (kind == OUT_U8) {
@@ -195,7 +225,7 @@ INLINE void store_chunk(const int kind, const int check, int rows, int j, const 
                 sums->twice |= !_mm256_testz_si256(differs, differs);
             }
             out_sum = _mm256_sad_epu8(other, _mm256_setzero_si256());
-            _mm256_storeu_si256((__m256i *)((uint8_t *)out + r * ldo + j), bytes);
+            _mm256_storeu_si256((__m256i *)((uint8_t *)out + r * ldo + j), in_order(bytes));
         } else {
             out_sum = _mm256_add_epi32(_mm256_add_epi32(summed[0], summed[1]), _mm256_add_epi32(summed[2], summed[3]));
 #pragma GCC unroll 4
@@ -212,9 +242,8 @@ INLINE void store_chunk(const int kind, const int check, int rows, int j, const 
             add_to(sums->out[r], out_sum);
         }
     }
-    /* after the rows: had a pointer to the parameters been struck on the way, both computations would have followed it */
     for (int v = 0; check && v < 4; v++)
-        load_columns(kind, e, j + v * 8, digest);
+        load_columns(kind, &at, v * 8, digest);
 }
 
 /* The parameters of a single column for rows in the lanes. Row sums, which weight zero points multiply, differ from lane to
@@ -238,9 +267,7 @@ INLINE columns spread_column(const int kind, const sedq_epilogue *e, int rows, c
 INLINE __m256i finish_column(const int kind, const sedq_epilogue *e, int rows, const uint32_t *row_sums, __m256i acc)
 {
     const columns p = spread_column(kind, e, rows, row_sums);
-    sedq_epilogue scalars = *e;
-    scalars.w_zp = NULL;
-    return finish(kind, &scalars, &p, acc, 0);
+    return finish(kind, e, &p, 0, acc, 0);
 }
 
 /* A single column: rows in the lanes. The sums are of the second computation, if there is one. */
@@ -283,8 +310,9 @@ INLINE void store_tile(const int kind, const int check, int rows, int cols, cons
         store_chunk(kind, check, rows, j, tile, row_sums, e, out, ldo, sums, &digest);
     for (; cols > 1 && j < cols; j += 8)
         store_strip(kind, check, rows, j, cols - j, tile, row_sums, e, out, ldo, sums, &digest);
+    const places at = places_of(kind, e, 0);
     for (; check && j < (cols + SEDQ_NV - 1) / SEDQ_NV * SEDQ_NV; j += 8) /* parameters are padded, and all summed */
-        load_columns(kind, e, j, &digest);
+        load_columns(kind, &at, j, &digest);
     if (check) {
         add_to(sums->params, digest);
         sums->params[0] += sedq_scalar_bits(e);
