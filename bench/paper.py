@@ -28,7 +28,6 @@ from sedq.faults import targets
 Array = NDArray[Any]
 Figures = dict[str, Any]
 WIDTHS = (32, 64, 128, 256)
-SEEN = ("detected_consequential", "miscorrected")
 
 
 def rate(seen: int, n: int) -> str:
@@ -42,13 +41,12 @@ def rate(seen: int, n: int) -> str:
 
 
 def counts(records: Sequence[dict[str, Any]]) -> Figures:
-    """Injected, consequential and detected faults."""
+    """Injected, consequential and detected faults. One that was seen and left a wrong result counts as missed."""
     outcomes = Counter(r["outcome"] for r in records)
-    seen = sum(outcomes[name] for name in SEEN)
     return {
         "injected": len(records),
-        "consequential": seen + outcomes["sdc"],
-        "detected": seen,
+        "consequential": sum(outcomes[name] for name in ("detected_consequential", "miscorrected", "sdc")),
+        "detected": outcomes["detected_consequential"],
         "small": outcomes["tolerated"],
     }
 
