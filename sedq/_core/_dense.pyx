@@ -15,6 +15,14 @@ from sedq._core._dispatch cimport (
     threads_for)
 
 
+cdef extern from "views.h":
+    const void *x_start "SEDQ_VIEW_START"(const float[:, :, ::1])
+    const void *out_start "SEDQ_VIEW_START"(uint8_t[:, ::1])
+    int64_t x_length "SEDQ_VIEW_LENGTH"(const float[:, :, ::1])
+    int64_t x_width "SEDQ_VIEW_WIDTH"(const float[:, :, ::1])
+    int64_t out_width "SEDQ_VIEW_WIDTH"(uint8_t[:, ::1])
+
+
 cdef struct Job:
     const sedq_context *c
     const float *x
@@ -78,6 +86,13 @@ cdef int64_t run_rows(Job *job, int64_t task, int64_t i0, int64_t i1) noexcept n
     return done
 
 
+cdef bint is_astray(const Job *job, const float[:, :, ::1] x, uint8_t[:, ::1] out) noexcept:
+    """Whether the job isn't of the arrays that were given: both computations would follow the same wrong pointer."""
+    return (<const void *>job.x != x_start(x) or <const void *>job.out != out_start(out) or job.rows != x_length(x)
+            or job.features != x_width(x) or job.width != out_width(out)
+            or job.dim != job.width - job.features * (job.features - 1) // 2)
+
+
 def interact_quantize(Context context, const float[:, :, ::1] x, double scale, int zero_point, uint8_t[:, ::1] out,
                       bint check, int num_threads, const uint32_t[:, ::1] x_sums=None, uint32_t[::1] y_sums=None):
     """Quantise [x_0, (x_i . x_j for j < i)] of each request x (B, F, d) into out (B, d + F (F - 1) / 2) uint8.
@@ -119,7 +134,7 @@ def interact_quantize(Context context, const float[:, :, ::1] x, double scale, i
     else:
         for t in prange(tasks, num_threads=threads, schedule="static", chunksize=1, nogil=True):
             done += run_rows(&job, t, t * job.rows // tasks, (t + 1) * job.rows // tasks)
-    if check and done != job.rows:
+    if check and (done != job.rows or is_astray(&job, x, out)):
         sedq_report(&found, -1, SEDQ_BAD_COUNT, done - job.rows, 0)
     if found.count:
         return findings_list(&found)
