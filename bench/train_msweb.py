@@ -25,15 +25,8 @@ from torch import nn
 
 import sedq
 from sedq.datasets import Requests, auc, load_msweb
-from sedq.datasets._msweb import (
-    DENSE_NAMES,
-    TABLE_NAMES,
-    FeatureSpace,
-    RawMSWeb,
-    feature_space,
-    parse,
-    requests,
-)
+from sedq.datasets._msweb import DENSE_NAMES, TABLE_NAMES, FeatureSpace, feature_space, requests
+from sedq.datasets._msweb_files import RawMSWeb, parse
 from sedq.datasets._requests import Bags, IntArray
 
 DIM = 32

@@ -17,11 +17,11 @@ from sedq.datasets._msweb import (
     feature_space,
     features,
     known_space,
-    parse,
     requests,
     url_words,
     words,
 )
+from sedq.datasets._msweb_files import parse
 from sedq.datasets._requests import Bags
 
 # As LICENSE-msweb.md documents.

@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import demo, dlrm, faults
+from sedq import demo, faults
 from sedq._core import _dense, _dispatch, _faultkernels
 from sedq.datasets import Requests, load_msweb
+from sedq.dlrm import model as dlrm
 
 Array = NDArray[Any]
 BATCH = 16

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sedq
@@ -133,6 +136,30 @@ def test_reference_depends_on_numpy_and_qparams_alone() -> None:
     assert [name for name in imports(tree) if not name.startswith(allowed)] == []
 
 
+def test_no_source_is_long() -> None:
+    sources = [path for path in ROOT.rglob("*.py*") if path.suffix in (".py", ".pyx")]
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in sources}
+    assert len(lines) > 80
+    assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+@pytest.mark.parametrize("package", [sedq.observers, sedq.weights, sedq.dlrm], ids=lambda package: str(package.__name__))
+def test_pickles_that_name_the_package_load(package: ModuleType) -> None:
+    """Each of these was once one module, by which what it defined is named in pickles."""
+    rng = np.random.default_rng(0)
+    observers = (sedq.MinMaxObserver, sedq.MovingAverageObserver, sedq.PercentileObserver, sedq.HistogramObserver)
+    layer = [(rng.normal(size=(1, 4)), [0.5])]
+    made = {
+        sedq.observers: [observer().observe(rng.normal(size=100)) for observer in observers],
+        sedq.weights: sedq.pack_weights(np.eye(3, dtype=np.int8)),
+        sedq.dlrm: sedq.DLRM(layer, [np.ones((5, 1))], [(rng.normal(size=(1, 2)), [0.0])]),
+    }[package]
+    now = pickle.dumps(made, protocol=0)
+    then, changed = re.subn(rf"(c{re.escape(package.__name__)})\.\w+\n".encode(), rb"\1\n", now)
+    assert changed > 0
+    assert pickle.dumps(pickle.loads(then), protocol=0) == now
+
+
 def test_only_faults_imports_the_hooked_kernels() -> None:
     users = {unit(module) for module, name in arrows() if "_faultkernels" in name}
     assert users == {"faults"}
@@ -193,11 +220,19 @@ for package in (sedq.datasets, sedq.faults, sedq.scrub):
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isroutine(value)}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
 # entry points of models and kernels, not of users
-INTERNAL = {"EmbeddingBag.pool", "PackedWeights.epilogue", "PackedWeights.integer_epilogue", "QuantizedLinear.run"}
+INTERNAL = {
+    "EmbeddingBag.deal_with",
+    "EmbeddingBag.pool",
+    "PackedWeights.epilogue",
+    "PackedWeights.integer_epilogue",
+    "QuantizedLinear.run",
+}
 METHODS = {
     f"{name}.{attribute}": getattr(owner, attribute)
     for name, owner in CLASSES.items()
-    for attribute, value in vars(owner).items()
+    for base in owner.__mro__
+    if base.__module__.startswith("sedq.")
+    for attribute, value in vars(base).items()
     if (not attribute.startswith("_") or attribute == "__call__")
     and (inspect.isfunction(value) or isinstance(value, (classmethod, staticmethod)))
     and f"{name.removeprefix('sedq.')}.{attribute}" not in INTERNAL

@@ -22,7 +22,7 @@ from sphinx.highlighting import PygmentsBridge
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {".py": "python", ".pyi": "python", ".pyx": "cython", ".pxd": "cython", ".c": "c", ".h": "c", ".json": "json"}
 # methods for models and kernels, not for users
-INTERNAL = {"pool", "epilogue", "integer_epilogue", "run"}
+INTERNAL = {"deal_with", "pool", "epilogue", "integer_epilogue", "run"}
 
 
 def page_of(path: str) -> str:

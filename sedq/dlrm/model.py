@@ -1,22 +1,7 @@
-"""A deep learning recommendation model (DLRM) whose every stage is checked.
-
-::
-
-    dense --quantise--> bottom MLP (int8) --float--+
-    indices, offsets --> bags, one per table ------+--> dot interaction --quantise--> top MLP (int8) --> sigmoid
-
-    stage                what checks it
-    quantise             computed twice, compared
-    int8 layers          exact row checksum, output read back, parameters digested
-    bags                 row digests, pooled sums, output read back
-    interaction          computed twice, compared
-    sigmoid              computed twice, compared
-    between stages       each writer sums what it stores, its reader compares (bytes, or bit patterns of floats)
-"""
+"""The model: made from float arrays, from layers or from a file; its stages, and what each hands to the next."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +12,12 @@ from scipy.special import expit
 
 from sedq import _config, _validation, model_file, recovery
 from sedq._core import _dense, _dispatch
+from sedq.dlrm.arguments import check_parts, requests_of
+from sedq.dlrm.mlp import quantize_mlp, run_mlp
 from sedq.embedding.bag import EmbeddingBag
 from sedq.embedding.index_batch import IndexBatch, consume
-from sedq.embedding.requests import bags
 from sedq.exceptions import ModelFileError
 from sedq.float_model import FloatDLRM, float_dlrm, mlp
-from sedq.observers import MinMaxObserver
 from sedq.qparams import QParams
 from sedq.quantized_linear import QuantizedLinear
 
@@ -110,7 +95,7 @@ class DLRM:
         -------
         DLRM
         """
-        _check_parts(bottom, bags, top)
+        check_parts(bottom, bags, top)
         model = cls.__new__(cls)
         model.float_model = None
         model.bottom, model.bags, model.top = list(bottom), list(bags), list(top)
@@ -140,7 +125,7 @@ class DLRM:
     ) -> NDArray[np.float32]:
         """Return the probabilities (B,) of the float model, unprotected. Arguments as for a call."""
         model = self._float()
-        x, index, starts = _requests(
+        x, index, starts = requests_of(
             dense, indices, offsets, include_last_offset, model.bottom[0][0].shape[1], [len(t) for t in model.tables]
         )
         return model.predict(x, index, starts)
@@ -172,14 +157,14 @@ class DLRM:
         model = self._float()
         if not isinstance(samples, (tuple, list)) or len(samples) != 3:
             raise ValueError(f"samples: got {_validation.describe(samples)}, expected (dense, indices, offsets)")
-        x, index, starts = _requests(
+        x, index, starts = requests_of(
             *samples, include_last_offset, model.bottom[0][0].shape[1], [len(t) for t in model.tables]
         )
         if not len(x):
             raise ValueError("samples: got no requests, expected some")
         wide = x.astype(np.float64)
-        bottom = _quantize_mlp(model.bottom, wide)
-        top = _quantize_mlp(model.top, model.features(mlp(wide, model.bottom), index, starts))
+        bottom = quantize_mlp(model.bottom, wide)
+        top = quantize_mlp(model.top, model.features(mlp(wide, model.bottom), index, starts))
         self.bags = [
             EmbeddingBag.from_float(w, mode=m, keep_source=True)  # type: ignore[arg-type]
             for w, m in zip(model.tables, model.modes, strict=True)
@@ -242,7 +227,7 @@ class DLRM:
         inputs, rows = self.bottom[0].packed.shape[1], [bag.shape[0] for bag in self.bags]
 
         def compute() -> NDArray[np.float32]:
-            requests = _requests(dense, indices, offsets, include_last_offset, inputs, rows)
+            requests = requests_of(dense, indices, offsets, include_last_offset, inputs, rows)
             return recovery.replayed(
                 lambda kernels: self._forward(*requests, settings._replace(kernels=kernels), threshold), settings
             )
@@ -257,13 +242,13 @@ class DLRM:
         vectors = np.empty((len(dense), features, self.bags[0].shape[1] if self.bags else self._dim()), np.float32)
         sums = np.empty((features, len(dense)), np.uint32)
         x, x_sums = _quantize(dense[:, None, :], self.bottom[0], settings, "quantize", None)
-        vectors[:, 0], bottom_sums = _run_mlp(self.bottom, x, x_sums, settings, "bottom")
+        vectors[:, 0], bottom_sums = run_mlp(self.bottom, x, x_sums, settings, "bottom")
         sums[0] = 0 if bottom_sums is None else bottom_sums
         for t, bag in enumerate(self.bags):
             out, name = vectors[:, t + 1], f"table.{t}"
             bag.pool(indices[t], offsets[t], None, out, settings, operator=name, threshold=threshold, y_sums=sums[t + 1])
         x, x_sums = _quantize(vectors, self.top[0], settings, "interaction", sums)
-        logits, logit_sums = _run_mlp(self.top, x, x_sums, settings, "top")
+        logits, logit_sums = run_mlp(self.top, x, x_sums, settings, "top")
         return _sigmoid(logits, logit_sums, settings)
 
     def _dim(self) -> int:
@@ -313,98 +298,6 @@ class DLRM:
             return cls.from_quantized(*parts)
         except (TypeError, ValueError) as error:
             raise ModelFileError(f"{os.fspath(path)}: what it holds makes no model ({error})") from None
-
-
-def _check_parts(bottom: Sequence[QuantizedLinear], bags: Sequence[EmbeddingBag], top: Sequence[QuantizedLinear]) -> None:
-    """Check that frozen layers and bags make a model."""
-    for name, parts, kind in (
-        ("bottom", bottom, QuantizedLinear),
-        ("bags", bags, EmbeddingBag),
-        ("top", top, QuantizedLinear),
-    ):
-        for i, part in enumerate(parts):
-            if not isinstance(part, kind):
-                raise TypeError(f"{name}[{i}]: got {_validation.describe(part)}, expected {kind.__name__}")
-    for name, layers in (("bottom", bottom), ("top", top)):
-        if not layers:
-            raise ValueError(f"{name}: got no layers, expected at least one")
-        for i, layer in enumerate(layers):
-            if not layer.frozen:
-                raise ValueError(f"{name}[{i}]: got a layer without activation parameters, expected a frozen one")
-        for i, (layer, following) in enumerate(itertools.pairwise(layers)):
-            if layer.output_qparams != following.input_qparams or layer.packed.shape[0] != following.packed.shape[1]:
-                raise ValueError(f"{name}[{i}]: its output does not fit the input of {name}[{i + 1}]")
-    dim, features = bottom[-1].packed.shape[0], len(bags) + 1
-    for t, bag in enumerate(bags):
-        if bag.shape[1] != dim:
-            raise ValueError(f"bags[{t}]: got dimension {bag.shape[1]}, expected {dim} as the bottom MLP gives")
-    width = dim + features * (features - 1) // 2
-    if top[0].packed.shape[1] != width or top[-1].packed.shape[0] != 1:
-        got = (top[-1].packed.shape[0], top[0].packed.shape[1])
-        raise ValueError(f"top: got {got[0]} outputs of {got[1]} inputs, expected 1 of {width}")
-
-
-def _requests(
-    dense: ArrayLike,
-    indices: Sequence[ArrayLike | IndexBatch],
-    offsets: Sequence[ArrayLike | None] | None,
-    include_last_offset: bool,
-    n_dense: int,
-    rows: list[int],
-) -> tuple[Array, list[Array], list[Array]]:
-    """Check a batch of requests against the model and return it with all last offsets."""
-    x = _validation.float_rows(dense, n_dense, "dense")
-    if np.ndim(dense) != 2:
-        raise ValueError(f"dense: got {_validation.describe(np.asarray(dense))}, expected shape (B, {n_dense})")
-    if not np.isfinite(x).all():
-        raise ValueError("dense: got NaN or infinite values, expected finite ones")
-    given: Sequence[ArrayLike | None] = [None] * len(rows) if offsets is None else offsets
-    for name, value in (("indices", indices), ("offsets", given)):
-        if not isinstance(value, (Sequence, np.ndarray)):
-            raise TypeError(f"{name}: got {_validation.describe(value)}, expected one array per table")
-    if len(indices) != len(rows) or len(given) != len(rows):
-        raise ValueError(f"indices, offsets: got {len(indices)} and {len(given)}, expected one per table, {len(rows)}")
-    pairs = [_bags_of(i, o, include_last_offset) for i, o in zip(indices, given, strict=True)]
-    for t, (index, starts) in enumerate(pairs):
-        if len(starts) - 1 != len(x):
-            raise ValueError(f"offsets[{t}]: got {len(starts) - 1} bags, expected one per request, {len(x)}")
-        if index.size and not 0 <= index.min() <= index.max() < rows[t]:
-            raise IndexError(f"indices[{t}]: got {index.min()} to {index.max()}, expected 0 to {rows[t] - 1}")
-        if starts[0] != 0 or starts[-1] != index.size or (np.diff(starts) < 0).any():
-            raise ValueError(f"offsets[{t}]: expected offsets from 0 to {index.size} that do not decrease")
-    return x, [i for i, _ in pairs], [s for _, s in pairs]
-
-
-def _bags_of(indices: ArrayLike | IndexBatch, offsets: ArrayLike | None, include_last_offset: bool) -> tuple[Array, Array]:
-    """Return indices and all offsets of one table's bags."""
-    if not isinstance(indices, IndexBatch):
-        return bags(indices, offsets, include_last_offset)
-    indices.alone(offsets, indices.per_sample_weights)
-    return indices.indices, indices.offsets
-
-
-def _quantize_mlp(layers: Sequence[tuple[Array, Array]], x: Array) -> list[QuantizedLinear]:
-    """Quantise the layers of an MLP; the output parameters of each are the input parameters of the next.
-
-    `x` is float64, and rounded to float32 where it is looked at: the last bits of a float32 product depend on how many
-    threads share it, and a model's parameters must not.
-    """
-    made = [QuantizedLinear.from_float(w, b, relu=i + 1 < len(layers), keep_source=True) for i, (w, b) in enumerate(layers)]
-    for layer, (w, b) in zip(made, layers, strict=True):
-        layer.input_qparams = MinMaxObserver().observe(x.astype(np.float32)).qparams()
-        x = np.maximum(x @ w.T + b, np.float32(0))
-    for layer, following in itertools.pairwise(made):
-        layer.output_qparams = following.input_qparams
-    return made
-
-
-def _run_mlp(
-    layers: Sequence[QuantizedLinear], x: Array, x_sums: Array | None, settings: _config.Settings, name: str
-) -> tuple[Array, Array | None]:
-    """Run codes through the layers; the last gives float32."""
-    for i, layer in enumerate(layers):
-        x, x_sums = layer.run(x, settings, f"{name}.{i}", x_sums, to_float=i + 1 == len(layers))
-    return x, x_sums
 
 
 def _quantize(

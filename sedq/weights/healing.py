@@ -1,0 +1,243 @@
+"""Packed weights at rest: compared with their CRCs, and healed from what is left."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sedq import recovery
+from sedq._core import _dispatch, _gemm
+from sedq.exceptions import SoftErrorDetected
+from sedq.weights import encoding
+
+__all__ = ["Healing", "Key", "WeightsReport", "crossings"]
+
+Array = NDArray[Any]
+# what an epilogue is kept by: activation parameters, or the zero point of an integer product
+Key = tuple[float, int, float | None, int | None, bool] | int
+
+
+@dataclass
+class WeightsReport:
+    """What `PackedWeights.verify` or `PackedWeights.heal` found.
+
+    Attributes
+    ----------
+    corrupted : list of str
+        Names of arrays that don't fit their CRC.
+    healed : list of str
+        What was restored.
+    rows, columns : list of int
+        k and n whose sums disagree with the stored ones.
+    """
+
+    corrupted: list[str] = field(default_factory=list)
+    healed: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is corrupted."""
+        return not self.corrupted
+
+
+class Healing:
+    """The half of PackedWeights that looks after what is stored."""
+
+    shape: tuple[int, int]
+    encode: tuple[str, ...]
+    scale: Array
+    zero_point: Array
+    bias: Array | None
+    _core: _gemm.PackedB
+    _row_sums: Array
+    _col_sums: Array
+    _spare: dict[str, Array]  # copies of the parameters
+    _crcs: dict[str, int]
+    _epilogues: dict[Key, _gemm.Epilogue]
+    _source: Callable[[], Array] | None  # gives the original weights, to restore what the syndromes don't determine
+
+    def _parameters(self) -> dict[str, Array]:
+        named = {"scale": self.scale, "zero_point": self.zero_point, "bias": self.bias}
+        return {name: a for name, a in named.items() if a is not None}
+
+    def _arrays(self) -> dict[str, Array]:
+        """Return every array that a fault may strike, by name."""
+        return {
+            "panels": self._core.panels,
+            "digits": self._core.digits,
+            "row_sums": self._row_sums,
+            "col_sums": self._col_sums,
+            **self._parameters(),
+        }
+
+    def _pack(self, w: Array, panels: Array) -> None:
+        """Write weights into panels, and after them, if it is encoded, the column of the paper's scheme."""
+        if "mod127" in self.encode:
+            w = np.vstack([w, (self._row_sums % 127).astype(np.int8)])
+        _gemm.pack(w, panels)
+
+    def unpack(self) -> NDArray[np.int8]:
+        """Return the weights as they are stored now, (N, K) int8."""
+        n, k = self.shape
+        w = np.empty((n + ("mod127" in self.encode), k), np.int8)
+        _gemm.unpack(self._core.panels, w)
+        return w[:n]
+
+    def verify(self) -> WeightsReport:
+        """Compare every stored array with its CRC, without changing anything.
+
+        Returns
+        -------
+        WeightsReport
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> sedq.pack_weights(np.ones((3, 4), dtype=np.int8)).verify().ok
+        True
+        """
+        report = WeightsReport([name for name, a in self._arrays().items() if encoding.crc(a) != self._crcs[name]])
+        if "panels" in report.corrupted:
+            w = self.unpack()
+            report.rows = np.flatnonzero(w.sum(axis=0, dtype=np.int64) != self._row_sums).tolist()
+            report.columns = np.flatnonzero(w.sum(axis=1, dtype=np.int64) != self._col_sums).tolist()
+        return report
+
+    def heal(self) -> WeightsReport:
+        """Restore corrupted arrays where what is left determines them.
+
+        Bytes of the panels are located by the crossing of the row and column sums that disagree, and a heal counts only
+        when the CRC confirms it.
+
+        Returns
+        -------
+        WeightsReport
+            `corrupted` names what is still corrupted.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> packed = sedq.pack_weights(np.ones((3, 4), dtype=np.int8))
+        >>> packed._core.panels[5] ^= 64
+        >>> packed.heal().healed
+        ['panels: W[1, 1] from 65 to 1']
+        """
+        report = self.verify()
+        report.healed += self._drop_corrupted_epilogues()
+        if report.ok:
+            return report
+        bad = set(report.corrupted)
+        if "panels" not in bad:
+            w = self.unpack()
+            self._row_sums[...] = w.sum(axis=0, dtype=np.int64)
+            self._col_sums[...] = w.sum(axis=1, dtype=np.int64)
+            report.healed += sorted(bad & {"row_sums", "col_sums"})
+        else:
+            report.healed += self._heal_panels(report, bool(bad & {"row_sums", "col_sums"}))
+        if "digits" in bad and encoding.crc(self._row_sums) == self._crcs["row_sums"]:
+            self._core.digits[...] = encoding.encode(self._row_sums, self.shape[0])
+            report.healed.append("digits")
+        with contextlib.suppress(SoftErrorDetected):  # what is left is named in what verify reports below
+            report.healed += self._restore_parameters()
+        self._epilogues.clear()
+        report.corrupted = self.verify().corrupted
+        return report
+
+    def _heal_col_sums(self) -> bool:
+        if encoding.crc(self._core.panels) != self._crcs["panels"]:
+            return False
+        self._col_sums[...] = self.unpack().sum(axis=1, dtype=np.int64)
+        return True
+
+    def _heal_panels(self, report: WeightsReport, lost_syndrome: bool) -> list[str]:
+        """Try what the syndromes determine, then the source; keep what the CRC agrees with, else change nothing."""
+        healed = [] if lost_syndrome else self._heal_crossings(report)
+        if healed or self._source is None:
+            return healed
+        try:
+            original = self._source()
+        except (OSError, ValueError):  # the source is gone, or not what it was
+            return []
+        if original.shape != self.shape or original.dtype != np.int8:
+            return []
+        return ["panels: reloaded"] if self._keep_if_confirmed(original) else []
+
+    def _keep_if_confirmed(self, w: Array) -> bool:
+        """Put weights into the panels if they are, by the CRC, those that were packed."""
+        panels = np.zeros_like(self._core.panels)
+        self._pack(w, panels)
+        if encoding.crc(panels) != self._crcs["panels"]:
+            return False
+        self._core.panels[...] = panels
+        return True
+
+    def _heal_crossings(self, report: WeightsReport) -> list[str]:
+        w = self.unpack()
+        fixed = w.copy()
+        row_delta = self._row_sums - w.sum(axis=0, dtype=np.int64)
+        col_delta = self._col_sums - w.sum(axis=1, dtype=np.int64)
+        for n, k, delta in crossings(report.rows, report.columns, row_delta, col_delta):
+            value = int(w[n, k]) + delta
+            if not -128 <= value <= 127:
+                return []
+            fixed[n, k] = value
+        if not self._keep_if_confirmed(fixed):
+            return []
+        changed = np.argwhere(fixed != w)
+        return [f"panels: W[{n}, {k}] from {w[n, k]} to {fixed[n, k]}" for n, k in changed] or [
+            "panels: padding" if "mod127" not in self.encode else "panels: padding or encoded column"
+        ]
+
+    def _restore_parameters(self) -> list[str]:
+        """Make sure that what parameters are derived from is as it was; say what was restored from its copy."""
+        healed: list[str] = []
+        lost: list[str] = []
+        for name, a in self._parameters().items():
+            if encoding.crc(a) != self._crcs[name]:
+                sound = encoding.crc(self._spare[name]) == self._crcs[name]
+                (healed if sound else lost).append(name)
+                if sound:
+                    a[...] = self._spare[name]
+        if encoding.crc(self._col_sums) != self._crcs["col_sums"]:
+            (healed if self._heal_col_sums() else lost).append("col_sums")
+        if healed:
+            finding = (-1, recovery.PARAMETERS, 0.0, 0.0)
+            recovery.conclude("weights", [finding], _dispatch.current_cpu(), "heal", "memory", ", ".join(healed))
+        if lost:
+            raise SoftErrorDetected(
+                f"{', '.join(lost)} of {self!r} is corrupted, and so is its copy: pack the weights again"
+            )
+        return healed
+
+    def _drop_corrupted_epilogues(self) -> list[str]:
+        """Forget derived parameters that don't fit their digests: the next call derives them again."""
+        bad = [key for key, e in list(self._epilogues.items()) if not np.array_equal(encoding.digest(e), e.digest)]
+        for key in bad:
+            self._epilogues.pop(key, None)
+        return ["parameters derived again"] if bad else []
+
+
+def crossings(rows: list[int], columns: list[int], row_delta: Array, col_delta: Array) -> list[tuple[int, int, int]]:
+    """Return (n, k, correction) of the elements that row and column residuals determine.
+
+    All in one row, or all in one column, are determined; else each row is matched with the one column whose residual
+    equals its own. An empty list says that they are not.
+    """
+    if len(rows) == 1:
+        return [(n, rows[0], int(col_delta[n])) for n in columns]
+    if len(columns) == 1:
+        return [(columns[0], k, int(row_delta[k])) for k in rows]
+    by_delta = {int(col_delta[n]): n for n in columns}
+    if len(rows) != len(columns) or len(by_delta) != len(columns):
+        return []
+    matched = [(by_delta[int(row_delta[k])], k, int(row_delta[k])) for k in rows if int(row_delta[k]) in by_delta]
+    return matched if len({n for n, _, _ in matched}) == len(columns) else []
