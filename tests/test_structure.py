@@ -223,6 +223,8 @@ CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(valu
 INTERNAL = {
     "EmbeddingBag.deal_with",
     "EmbeddingBag.pool",
+    "EmbeddingBag.require_intact",
+    "IndexBatch.alone",
     "PackedWeights.epilogue",
     "PackedWeights.integer_epilogue",
     "QuantizedLinear.run",

@@ -21,8 +21,18 @@ from sphinx.highlighting import PygmentsBridge
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {".py": "python", ".pyi": "python", ".pyx": "cython", ".pxd": "cython", ".c": "c", ".h": "c", ".json": "json"}
-# methods for models and kernels, not for users
-INTERNAL = {"deal_with", "pool", "epilogue", "integer_epilogue", "run"}
+# members for models and kernels, not for users
+INTERNAL = {
+    "alone",
+    "asked_rows",
+    "asks_apart",
+    "deal_with",
+    "epilogue",
+    "integer_epilogue",
+    "pool",
+    "require_intact",
+    "run",
+}
 
 
 def page_of(path: str) -> str:
