@@ -13,6 +13,8 @@ import pytest
 from helpers.tracing import kernel, needs_ptrace, session, stop_at
 from sedq._core import _ptrace
 from sedq.faults import live
+from sedq.faults.live import protocol
+from sedq.faults.live.session import Session
 from sedq.faults.live.strikes import NOTHING, Strike, draw
 
 
@@ -98,10 +100,10 @@ def test_a_pipe_that_nobody_writes_to_is_waited_on_without_work() -> None:
     tracee = _ptrace.Tracee(child.pid)
     silent, write = os.pipe()
     os.close(write)
-    before = time.process_time()
+    before = time.thread_time()
     try:
         assert tracee.wait(silent, 300_000_000) == (_ptrace.SILENT, 0)
-        assert time.process_time() - before < 0.15
+        assert time.thread_time() - before < 0.15
     finally:
         tracee.kill()
         child.returncode = 0
@@ -111,6 +113,23 @@ def test_a_pipe_that_nobody_writes_to_is_waited_on_without_work() -> None:
 @needs_ptrace
 def test_a_timeout_too_short_for_a_call_is_named() -> None:
     with pytest.raises(live.LiveError, match=r"call didn't end within 1e-06 s, expected a longer timeout"):
+        live.run(trials=1, timeout=1e-7)
+
+
+@needs_ptrace
+def test_a_timeout_too_short_is_named_though_the_first_call_ended_before_anybody_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tell, told = Session._tell, list[bytes]()
+
+    def late(self: Session, pipe: int, what: bytes) -> None:
+        tell(self, pipe, what)
+        if what == protocol.ONCE and not told:
+            time.sleep(0.3)
+            told.append(what)
+
+    monkeypatch.setattr(Session, "_tell", late)
+    with pytest.raises(live.LiveError, match="a call didn't end within 1e-06 s"):
         live.run(trials=1, timeout=1e-7)
 
 
