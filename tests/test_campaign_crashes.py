@@ -54,10 +54,12 @@ class Worker:
             time.sleep(60)
         raise KeyError(trial)
 
-print([_child._forked(Worker(), trial, "off", 0.3) for trial in (0, 1, 2, 0)], repr(_child._forked(Worker(), 3, "off", 9.0)))
+calls = (0, 50.0), (1, 50.0), (2, 0.3), (0, 50.0)
+print([_child._forked(Worker(), trial, "off", timeout) for trial, timeout in calls])
+print(repr(_child._forked(Worker(), 3, "off", 50.0)))
 """
 
 
 def test_a_fork_answers_crashes_or_hangs(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-P", "-c", FORKS], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert ran.stdout == "['off', None, 'hang', 'off'] KeyError(3)\n", ran.stderr
+    assert ran.stdout == "['off', None, 'hang', 'off']\nKeyError(3)\n", ran.stderr

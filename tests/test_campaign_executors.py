@@ -72,6 +72,7 @@ from helpers import campaigns
 
 
 def kill_workers(done, trials):
+    # that is before the last chunks were given to it, however late this is called: it has 64 at a time
     for pid in list(executor._processes):
         with contextlib.suppress(ProcessLookupError):  # the pool ends the others when it misses one
             os.kill(pid, signal.SIGKILL)
@@ -79,7 +80,7 @@ def kill_workers(done, trials):
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(2) as executor:
-        campaigns.product().run({trials}, executor, resume={log!r}, chunk=20, progress={progress})
+        campaigns.product().run({trials}, executor, resume={log!r}, chunk=2, progress={progress})
 """
 
 

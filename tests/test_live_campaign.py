@@ -35,8 +35,8 @@ def test_a_dummy_campaign_reports_nothing(operator: str, check: str) -> None:
 @pytest.mark.parametrize(("operator", "trials"), [("qlinear", 300), ("bag", 100)])
 def test_a_campaign_strikes_what_was_drawn(operator: str, trials: int) -> None:
     kinds = ("general", "vector")
-    silent = live.run(operator, "off", trials=trials, registers=kinds, timeout=0.3)
-    seen = live.run(operator, "full", trials=trials, registers=kinds, timeout=0.3)
+    silent = live.run(operator, "off", trials=trials, registers=kinds)
+    seen = live.run(operator, "full", trials=trials, registers=kinds)
     for result in (silent, seen):
         assert [(t.kind, t.register, t.bit) for t in result.trials] == [
             draw(0, i, {k: _ptrace.registers()[k] for k in kinds})[1:4] for i in range(trials)
@@ -47,7 +47,7 @@ def test_a_campaign_strikes_what_was_drawn(operator: str, trials: int) -> None:
     # a flip of the level itself turns checks on
     assert counts["detected"] + counts["benign"] < 10
     found = Counter(t.outcome for t in seen.trials)
-    assert found["missed"] <= 1
+    assert found["missed"] <= 3  # two in ten thousand are known to be
     if operator == "qlinear":  # one in twenty-five at least, on every instruction set: none is out of the question
         assert counts["missed"] > 0 < found["detected"]
 

@@ -40,13 +40,15 @@ def trial(number: int, outcome: str, **fields: Any) -> Trial:
     )
 
 
+HEADER = {"operator": "bag", "check": "exact", "shape": [1, 2, 3], "seed": 5, "registers": {}, "isa": "avx2"}
+
+
 def test_a_result_counts_and_gives_intervals() -> None:
     big, small = {"damage": 0.5, "beyond": True}, {"damage": 3e-4}
     trials = [trial(i, outcome) for i, outcome in enumerate(OUTCOMES) if outcome not in ("detected", "missed")]
     trials += [trial(10 + i, "detected", **big) for i in range(30)] + [trial(50, "missed", **big, function="b:g")]
     trials += [trial(51, "missed", **small), trial(52, "detected", **small), trial(53, "masked", kind="vector")]
-    header = {"operator": "bag", "check": "exact", "shape": [1, 2, 3], "seed": 5, "registers": {}, "isa": "avx2"}
-    result = live.LiveResult(header, tuple(trials))
+    result = live.LiveResult(HEADER, tuple(trials))
     general, vector = result.by_kind()
     assert general.counts == dict.fromkeys(("masked", "benign", "latent", "error", "crash", "hang"), 1) | {
         "detected": 30,
@@ -68,21 +70,25 @@ def test_a_result_counts_and_gives_intervals() -> None:
     assert not result.holds(0.01)
     assert not result.holds(0.5)  # of vector registers nothing is known
     (known, _) = result.by_kind()
-    assert live.LiveResult(header, tuple(t for t in trials if t.kind == "general")).holds(1.001 - known.interval[0])
-    assert not live.LiveResult(header, tuple(t for t in trials if t.kind == "general")).holds(0.999 - known.interval[0])
-    full = live.LiveResult(header | {"check": "full"}, tuple(trials))
+    assert live.LiveResult(HEADER, tuple(t for t in trials if t.kind == "general")).holds(1.001 - known.interval[0])
+    assert not live.LiveResult(HEADER, tuple(t for t in trials if t.kind == "general")).holds(0.999 - known.interval[0])
+    full = live.LiveResult(HEADER | {"check": "full"}, tuple(trials))
     assert full.by_kind()[0].consequential == 33  # which is to see small changes too
     assert len(full.misses()) == 2
-    long = live.LiveResult(header, (trial(0, "masked", function="m:" + "f" * 60),)).table().splitlines()
+    long = live.LiveResult(HEADER, (trial(0, "masked", function="m:" + "f" * 60),)).table().splitlines()
     head, row = (next(line for line in long if line.startswith(start)) for start in ("function", "m:"))
     assert len(head) == len(row)
-    assert not live.LiveResult(header, (trial(0, "missed", kind=NOTHING, **big),)).passed
+    assert not live.LiveResult(HEADER, (trial(0, "missed", kind=NOTHING, **big),)).passed
 
 
 @needs_ptrace
 def test_the_command_prints_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def detected(operator: str, check: str, **options: Any) -> live.LiveResult:
+        assert (operator, check, options["registers"]) == ("qlinear", "exact", ("vector",))
+        return live.LiveResult(HEADER, (trial(0, "detected", kind="vector", damage=0.5, beyond=True),))
+
     def fail(*args: object, **options: object) -> None:
         raise live.LiveError("no result")
 
@@ -105,8 +111,9 @@ def test_the_command_prints_and_writes(
     assert cli.main(["campaign", "--live", "--json", str(tmp_path)]) == 2
     assert cli.main(["campaign", "--live", "--operator", "probe", "--trials", "3"]) == 0
     capsys.readouterr()
+    monkeypatch.setattr(live, "run", detected)  # of flips that are drawn, none may have been consequential
     for goal, status, said in (("0.999", 0, "goal holds"), ("1e-9", 1, "goal DOES NOT HOLD")):
-        options = ["--live", "--registers", "vector", "--check", "exact", "--trials", "25", "--goal", goal]
+        options = ["--live", "--registers", "vector", "--check", "exact", "--goal", goal]
         assert cli.main(["campaign", *options]) == status
         assert capsys.readouterr().out.endswith(f"{said}\n")
     monkeypatch.setattr(live, "run", fail)
