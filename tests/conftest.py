@@ -11,6 +11,9 @@ from hypothesis import settings
 from sedq import _config
 from sedq._core import _dispatch
 
+# asserts of helpers explain themselves as those of tests do
+pytest.register_assert_rewrite("helpers")
+
 # Examples are drawn from a fixed seed, and a slow machine is no failure.
 settings.register_profile("sedq", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("sedq")

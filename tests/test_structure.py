@@ -294,3 +294,15 @@ def test_methods_name_their_parameters(name: str) -> None:
     assert doc.partition("\n")[0].rstrip().endswith((".", ":"))
     missing = [p for p in parameters(METHODS[name]) if not re.search(rf"\b{p}\b", doc)]
     assert missing == [] or "Arguments as for" in doc
+
+
+# ---- length of files
+
+
+def test_no_file_of_tests_or_benchmarks_is_long() -> None:
+    tests = Path(__file__).parent
+    # no deeper: bench/.asv has whole environments
+    found = [path for folder in (tests, tests.parent / "bench") for level in ("*", "*/*") for path in folder.glob(level)]
+    files = [path for path in found if path.suffix in (".py", ".c")]
+    assert len(files) > 80
+    assert [f"{path.name}: {n}" for path in files if (n := len(path.read_text("utf-8").splitlines())) > 400] == []

@@ -168,11 +168,15 @@ class Session:
             raise LiveError(f"the worker was killed from outside, by {signal.Signals(os.WTERMSIG(value)).name}")
         return event, value
 
-    def _expect_sound(self, what: str) -> None:
+    def _call_without_flip(self, what: str) -> tuple[int, int]:
         ended = self._call(SOUND)
         if ended[0] == _ptrace.SILENT:
             limit = SOUND * self.timeout / 1e9
             raise LiveError(f"{what} didn't end within {limit:g} s, expected a longer timeout, or a smaller shape")
+        return ended
+
+    def _expect_sound(self, what: str) -> None:
+        ended = self._call_without_flip(what)
         if ended != (_ptrace.WROTE, protocol.RETURNED) or self._changed()[0] or self._changed_operands():
             raise LiveError(f"{what} ended as {ended}, expected a right result")
 
@@ -182,7 +186,7 @@ class Session:
         times = []
         for _ in range(200):
             begin = time.perf_counter_ns()
-            self._call()
+            self._call_without_flip("a call")
             times.append(time.perf_counter_ns() - begin)
         self.duration = float(np.quantile(times, 0.75))
 
