@@ -19,7 +19,6 @@ from sedq.datasets._msweb import (
     known_space,
     requests,
 )
-from sedq.datasets._msweb_files import parse
 from sedq.datasets._requests import Bags
 
 # As LICENSE-msweb.md documents.

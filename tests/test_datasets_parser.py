@@ -7,13 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sedq.datasets._msweb import (
-    features,
-    known_space,
-    parse,
-    url_words,
-    words,
-)
+from sedq.datasets._msweb import features, known_space, url_words, words
+from sedq.datasets._msweb_files import parse
 from sedq.datasets._requests import Bags
 
 AREAS = (
