@@ -15,6 +15,7 @@ import sedq
 from sedq import demo, faults
 from sedq._core import _dense, _dispatch, _faultkernels
 from sedq.datasets import Requests, load_msweb
+from sedq.dlrm import floats
 from sedq.dlrm import model as dlrm
 
 Array = NDArray[Any]
@@ -103,18 +104,18 @@ def struck_argument(stage: str, at: tuple[int, ...], times: int) -> Iterator[Non
 
 def vector(position: int, times: int = 1) -> Fault:
     """The output of the bottom MLP (0), or a pooled vector, before the interaction."""
-    return lambda model, batch: struck_argument("_quantize", (3, position, 1), times)
+    return lambda model, batch: struck_argument("quantize", (3, position, 1), times)
 
 
 def logit(times: int = 1) -> Fault:
     """A logit, before the sigmoid."""
-    return lambda model, batch: struck_argument("_sigmoid", (3, 0), times)
+    return lambda model, batch: struck_argument("sigmoid", (3, 0), times)
 
 
 @contextmanager
 def wrong_sigmoid() -> Iterator[None]:
     """The first sigmoid that is computed is wrong for one request."""
-    honest, calls = dlrm.expit, 0
+    honest, calls = floats.expit, 0
 
     def wrapper(x: Array, out: Array | None = None) -> Array:
         nonlocal calls
@@ -125,7 +126,7 @@ def wrong_sigmoid() -> Iterator[None]:
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dlrm, "expit", wrapper)
+        patch.setattr(floats, "expit", wrapper)
         yield
 
 

@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from sedq import _config, _validation, model_file, recovery
-from sedq._core import _dense, _dispatch
 from sedq.dlrm.arguments import check_parts, requests_of
+from sedq.dlrm.floats import quantize, sigmoid
 from sedq.dlrm.mlp import quantize_mlp, run_mlp
 from sedq.embedding.bag import EmbeddingBag
 from sedq.embedding.index_batch import IndexBatch, consume
 from sedq.exceptions import ModelFileError
 from sedq.float_model import FloatDLRM, float_dlrm, mlp
-from sedq.qparams import QParams
 from sedq.quantized_linear import QuantizedLinear
 
 __all__ = ["DLRM"]
@@ -241,15 +239,15 @@ class DLRM:
         features = 1 + len(self.bags)
         vectors = np.empty((len(dense), features, self.bags[0].shape[1] if self.bags else self._dim()), np.float32)
         sums = np.empty((features, len(dense)), np.uint32)
-        x, x_sums = _quantize(dense[:, None, :], self.bottom[0], settings, "quantize", None)
+        x, x_sums = quantize(dense[:, None, :], self.bottom[0]._input(), settings, "quantize", None)
         vectors[:, 0], bottom_sums = run_mlp(self.bottom, x, x_sums, settings, "bottom")
         sums[0] = 0 if bottom_sums is None else bottom_sums
         for t, bag in enumerate(self.bags):
             out, name = vectors[:, t + 1], f"table.{t}"
             bag.pool(indices[t], offsets[t], None, out, settings, operator=name, threshold=threshold, y_sums=sums[t + 1])
-        x, x_sums = _quantize(vectors, self.top[0], settings, "interaction", sums)
+        x, x_sums = quantize(vectors, self.top[0]._input(), settings, "interaction", sums)
         logits, logit_sums = run_mlp(self.top, x, x_sums, settings, "top")
-        return _sigmoid(logits, logit_sums, settings)
+        return sigmoid(logits, logit_sums, settings)
 
     def _dim(self) -> int:
         return self.bottom[-1].packed.shape[0]
@@ -298,43 +296,3 @@ class DLRM:
             return cls.from_quantized(*parts)
         except (TypeError, ValueError) as error:
             raise ModelFileError(f"{os.fspath(path)}: what it holds makes no model ({error})") from None
-
-
-def _quantize(
-    vectors: Array, layer: QuantizedLinear, settings: _config.Settings, operator: str, sums: Array | None
-) -> tuple[Array, Array | None]:
-    """Quantise vectors (B, F, d) and, for F > 1, their dot products, for a layer; sums (F, B) are those of the writers."""
-    params: QParams = layer._input()
-    checked = settings.check != "off"
-    codes = np.empty((len(vectors), layer.packed.shape[1]), np.uint8)
-    code_sums = np.empty(len(vectors), np.uint32)
-    x_sums = np.ascontiguousarray(sums.T) if checked and sums is not None else None
-    x = np.ascontiguousarray(vectors)
-
-    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
-        found: list[recovery.Finding] | None = _dense.interact_quantize(
-            kernels, x, params.scale, params.zero_point, codes, checked, settings.num_threads or 0, x_sums, code_sums
-        )
-        return found
-
-    recovery.computed_twice(compute, settings, operator, len(vectors), has_writer=x_sums is not None)
-    return codes, code_sums if checked else None
-
-
-def _sigmoid(logits: Array, sums: Array | None, settings: _config.Settings) -> NDArray[np.float32]:
-    """Turn logits (B, 1) into probabilities."""
-    probabilities = np.empty(len(logits), np.float32)
-    if sums is None:
-        expit(logits[:, 0], out=probabilities)
-        return probabilities
-
-    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
-        expit(logits[:, 0], out=probabilities)
-        # the sum of one word is the word: what the last layer computed
-        changed = np.flatnonzero(logits[:, 0].view(np.uint32) != sums)
-        differs = np.flatnonzero(expit(logits[:, 0]) != probabilities)
-        found = [(int(i), recovery.INPUT, 0.0, 0.0) for i in changed[:64]]
-        return found + [(int(i), recovery.REPEAT, 0.0, 0.0) for i in differs[:64]] or None
-
-    recovery.computed_twice(compute, settings, "sigmoid", len(logits), has_writer=True)
-    return probabilities

@@ -36,6 +36,7 @@ __all__ = ["LiveError", "LiveResult", "Row", "Strike", "Trial", "run"]
 CHECKS = {
     "qlinear": ("off", "exact", "full"),
     "bag": ("off", "digest", "threshold", "exact", "full"),
+    "interaction": ("off", "exact"),
     "probe": ("off",),
 }
 VERSION = 2
@@ -76,8 +77,9 @@ def run(
 
     Parameters
     ----------
-    operator : {"qlinear", "bag", "probe"}, default "qlinear"
-        What is struck. ``"probe"`` holds known values in the registers, to test the method itself.
+    operator : {"qlinear", "bag", "interaction", "probe"}, default "qlinear"
+        What is struck: a product, a bag, or a model's dot interaction and quantisation. ``"probe"`` holds known values in
+        the registers, to test the method itself.
     check : str, default "exact"
         Level of checking of the operator; ``"off"`` gives the rate of silent corruption without checks.
     trials : int, default 1000
@@ -89,7 +91,8 @@ def run(
         ``"vector"`` (all bits that the machine has), ``"mask"``, ``"rip"``, ``"flags"``. The first three, where
         present, by default.
     shape : tuple of int, optional
-        (M, N, K) of the product; (bags, rows, d) of the table; how many times longer than usual for the probe.
+        (M, N, K) of the product; (bags, rows, d) of the table; (requests, vectors, d) of the interaction; how many times
+        longer than usual for the probe.
     dummy : bool, default False
         Do all of it but flip nothing.
     log : path-like, optional

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq import _config
-from sedq._core import _dispatch, _embedding, _gemm, _ptrace
+from sedq._core import _dense, _dispatch, _embedding, _gemm, _ptrace
 from sedq.exceptions import SoftErrorDetected
 from sedq.faults.live.protocol import DETECTED, FAILED, NUMBER_OF, ONCE, RETURNED
 from sedq.faults.live.targets import Target, build
@@ -57,7 +57,7 @@ def _work(target: Target, last: Array, go: int, done: int) -> None:
 
 
 def _describe(target: Target, last: Array, operator: str) -> dict[str, Any]:
-    modules = (_ptrace,) if operator == "probe" else (_dispatch, _gemm, _embedding)
+    modules = (_ptrace,) if operator == "probe" else (_dispatch, _gemm, _embedding, _dense)
     return {
         "isa": _config.get_config().kernels.name,
         "modules": [os.path.realpath(str(module.__file__)) for module in modules],

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 import sedq._config as _config
 from sedq import _validation
 from sedq._core import _dispatch, _ptrace
+from sedq.dlrm.floats import quantize
 from sedq.embedding import EmbeddingBag
 from sedq.linear import qlinear
+from sedq.qparams import QParams
 from sedq.weights import pack_weights
 
 __all__ = ["OPERATORS", "SHAPES", "Target", "build", "check_shape", "damage"]
@@ -22,8 +24,13 @@ __all__ = ["OPERATORS", "SHAPES", "Target", "build", "check_shape", "damage"]
 Array = NDArray[Any]
 
 # tails in every dimension: of tiles of rows, of panels and of their steps, of groups and vectors of k; of blocks of columns
-# and their vectors, of chunks of bags
-SHAPES: dict[str, tuple[int, ...]] = {"qlinear": (13, 211, 517), "bag": (21, 600, 83), "probe": (1,)}
+# and their vectors, of chunks of bags; of vectors of floats and of codes
+SHAPES: dict[str, tuple[int, ...]] = {
+    "qlinear": (13, 211, 517),
+    "bag": (21, 600, 83),
+    "interaction": (9, 7, 45),
+    "probe": (1,),
+}
 OPERATORS = tuple(SHAPES)
 POOLING = 33
 SMALLEST, LARGEST = 1e-300, 1e300
@@ -66,7 +73,7 @@ def check_shape(operator: str, shape: tuple[int, ...] | None) -> tuple[int, ...]
 
 def build(operator: str, check: str, shape: tuple[int, ...], seed: int) -> Target:
     """Make an operator's target; RuntimeError if it doesn't compute what the reference kernels do."""
-    makers = {"qlinear": _qlinear, "bag": _bag, "probe": _probe}
+    makers = {"qlinear": _qlinear, "bag": _bag, "interaction": _interaction, "probe": _probe}
     target = makers[operator](check, shape, np.random.default_rng(seed))
     with _config.config_context(num_threads=1, on_error="raise"):
         target.call()
@@ -134,6 +141,17 @@ def _rounding_bounds(bag: EmbeddingBag, indices: Array, offsets: Array, weights:
         magnitude = (abs(weights[begin:end]) * size[indices[begin:end]]).sum()
         bounds.append(steps / (1 - steps) * magnitude + dim * (257 * (end - begin) + 4) * 2.0**-126)
     return np.array(bounds)
+
+
+def _interaction(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Target:
+    vectors = rng.normal(size=shape).astype(np.float32)
+    params = QParams(0.1, 117, "uint8")
+    out = quantize(vectors, params, _config.resolve("off", None, None), "interaction", None)[0]
+
+    def call() -> None:
+        out[...] = quantize(vectors, params, _config.resolve(check, None, None), "interaction", None)[0]
+
+    return Target(call, out, out, {"vectors": vectors}, np.zeros(len(out)))
 
 
 def _probe(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Target:

@@ -1,0 +1,57 @@
+"""The float stages between the int8 ones: quantisation, with or without the dot interaction, and the sigmoid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from sedq import _config, recovery
+from sedq._core import _dense, _dispatch
+from sedq.qparams import QParams
+
+__all__ = ["quantize", "sigmoid"]
+
+Array = NDArray[Any]
+
+
+def quantize(
+    vectors: Array, params: QParams, settings: _config.Settings, operator: str, sums: Array | None
+) -> tuple[Array, Array | None]:
+    """Quantise vectors (B, F, d) and, for F > 1, their dot products; sums (F, B) are those of the writers."""
+    count, features, dim = vectors.shape
+    checked = settings.check != "off"
+    codes = np.empty((count, dim + features * (features - 1) // 2), np.uint8)
+    code_sums = np.empty(count, np.uint32)
+    x_sums = np.ascontiguousarray(sums.T) if checked and sums is not None else None
+    x = np.ascontiguousarray(vectors)
+
+    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
+        found: list[recovery.Finding] | None = _dense.interact_quantize(
+            kernels, x, params.scale, params.zero_point, codes, checked, settings.num_threads or 0, x_sums, code_sums
+        )
+        return found
+
+    recovery.computed_twice(compute, settings, operator, count, has_writer=x_sums is not None)
+    return codes, code_sums if checked else None
+
+
+def sigmoid(logits: Array, sums: Array | None, settings: _config.Settings) -> NDArray[np.float32]:
+    """Turn logits (B, 1) into probabilities."""
+    probabilities = np.empty(len(logits), np.float32)
+    if sums is None:
+        expit(logits[:, 0], out=probabilities)
+        return probabilities
+
+    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
+        expit(logits[:, 0], out=probabilities)
+        # the sum of one word is the word: what the last layer computed
+        changed = np.flatnonzero(logits[:, 0].view(np.uint32) != sums)
+        differs = np.flatnonzero(expit(logits[:, 0]) != probabilities)
+        found = [(int(i), recovery.INPUT, 0.0, 0.0) for i in changed[:64]]
+        return found + [(int(i), recovery.REPEAT, 0.0, 0.0) for i in differs[:64]] or None
+
+    recovery.computed_twice(compute, settings, "sigmoid", len(logits), has_writer=True)
+    return probabilities
