@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _validation, recovery
-from sedq._core import _dispatch, _gemm
+from sedq._core import _dispatch, _packing
 from sedq.exceptions import SoftErrorDetected
 
 __all__ = ["PackedWeights", "WeightsReport", "pack_weights"]
@@ -74,7 +74,7 @@ def _aligned(size: int, dtype: type) -> Array:
 
 def _padded(values: Array, dtype: type) -> Array:
     """Return per-column values padded with zeros to whole panel steps."""
-    step = _gemm.PANEL_STEP
+    step = _packing.PANEL_STEP
     out = _aligned(-(-values.size // step) * step, dtype)
     out[: values.size] = values
     return out
@@ -85,14 +85,14 @@ def _wrapped(values: Array) -> Array:
     return (values & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
 
-def _digest(e: _gemm.Epilogue) -> Array:
+def _digest(e: _packing.Epilogue) -> Array:
     """Sum of the bits of all column parameters of each panel, modulo 2^32."""
     total = np.zeros(e.col_term.size, np.uint64)
     for a in (e.col_term, e.w_zp, e.bias, e.mult):
         if a is not None:
             total += a.view(np.uint32)
     # the scalars count once per panel, as the kernels load them
-    sums = np.add.reduceat(total, np.arange(0, total.size, _gemm.PANEL_COLUMNS)) + np.uint64(e.scalar_bits())
+    sums = np.add.reduceat(total, np.arange(0, total.size, _packing.PANEL_COLUMNS)) + np.uint64(e.scalar_bits())
     return sums.astype(np.uint32)
 
 
@@ -137,12 +137,12 @@ class PackedWeights:
         self._row_sums = w.sum(axis=0, dtype=np.int64)
         self._col_sums = w.sum(axis=1, dtype=np.int64)
         digits = _encode(self._row_sums, n) if "exact" in encode else np.zeros((0, -(-k // 128) * 128), np.int8)
-        panels = _aligned(_gemm.packed_size(n + ("mod127" in encode), k), np.int8)
+        panels = _aligned(_packing.packed_size(n + ("mod127" in encode), k), np.int8)
         self._pack(w, panels)
-        self._core = _gemm.PackedB(n, k, panels, digits, "mod127" in encode)
+        self._core = _packing.PackedB(n, k, panels, digits, "mod127" in encode)
         self._spare = {name: a.copy() for name, a in self._parameters().items()}
         self._crcs = {name: _crc(a) for name, a in self._arrays().items()}
-        self._epilogues: dict[Key, _gemm.Epilogue] = {}
+        self._epilogues: dict[Key, _packing.Epilogue] = {}
         # gives the original weights, to restore what the syndromes don't determine
         self._source: Callable[[], Array] | None = None
 
@@ -164,13 +164,13 @@ class PackedWeights:
         """Write weights into panels, and after them, if it is encoded, the column of the paper's scheme."""
         if "mod127" in self.encode:
             w = np.vstack([w, (self._row_sums % 127).astype(np.int8)])
-        _gemm.pack(w, panels)
+        _packing.pack(w, panels)
 
     def unpack(self) -> NDArray[np.int8]:
         """Return the weights as they are stored now, (N, K) int8."""
         n, k = self.shape
         w = np.empty((n + ("mod127" in self.encode), k), np.int8)
-        _gemm.unpack(self._core.panels, w)
+        _packing.unpack(self._core.panels, w)
         return w[:n]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -187,7 +187,7 @@ class PackedWeights:
 
     def epilogue(
         self, x_scale: float, x_zero_point: int, y_scale: float | None, y_zero_point: int | None, relu: bool, *, cache: bool
-    ) -> _gemm.Epilogue:
+    ) -> _packing.Epilogue:
         """Return the column parameters for these activation parameters, derived and digested."""
         self._restore_parameters()
         low, high = (0.0 if relu else -np.inf), 0.0
@@ -212,7 +212,7 @@ class PackedWeights:
             self._remember((x_scale, x_zero_point, y_scale, y_zero_point, relu), made)
         return made
 
-    def integer_epilogue(self, x_zero_point: int) -> _gemm.Epilogue:
+    def integer_epilogue(self, x_zero_point: int) -> _packing.Epilogue:
         """Return the column parameters of an int32 product."""
         self._restore_parameters()
         made = self._make_epilogue(np.int32, x_zero_point, None, None, 0.0, 0.0, 0)
@@ -221,14 +221,14 @@ class PackedWeights:
 
     def _make_epilogue(
         self, dtype: type, x_zp: int, bias: Array | None, mult: Array | None, low: float, high: float, y_zp: int
-    ) -> _gemm.Epilogue:
+    ) -> _packing.Epilogue:
         n, k = self.shape
         zero_point = self.zero_point.astype(np.int64)
         term = _padded(_wrapped(x_zp * (self._col_sums - k * zero_point)), np.int32)
         w_zp = _padded(self.zero_point, np.int32) if zero_point.any() else None
         b, m = (None if v is None else _padded(np.broadcast_to(v, n), np.float32) for v in (bias, mult))
-        digest = np.zeros(-(-n // _gemm.PANEL_COLUMNS), np.uint32)
-        made = _gemm.Epilogue(dtype, n, term, w_zp, b, m, digest, low, high, y_zp)
+        digest = np.zeros(-(-n // _packing.PANEL_COLUMNS), np.uint32)
+        made = _packing.Epilogue(dtype, n, term, w_zp, b, m, digest, low, high, y_zp)
         digest[...] = _digest(made)
         return made
 
@@ -239,7 +239,7 @@ class PackedWeights:
             self._epilogues.pop(key, None)
         return ["parameters derived again"] if bad else []
 
-    def _remember(self, key: Key, made: _gemm.Epilogue) -> None:
+    def _remember(self, key: Key, made: _packing.Epilogue) -> None:
         if len(self._epilogues) >= CACHED_EPILOGUES:
             self._epilogues.pop(next(iter(list(self._epilogues)), 0), None)  # other threads may do the same
         self._epilogues[key] = made
