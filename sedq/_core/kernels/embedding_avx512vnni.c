@@ -6,12 +6,9 @@
  * work is what costs in a table that is in cache. Sums that every row adds to stay in registers. */
 #include "context.h"
 #include "fault_hook.h"
+#include "lanes_avx512.h"
 
-#include <immintrin.h>
 #include <math.h>
-#include <string.h>
-
-#define INLINE static inline __attribute__((always_inline))
 
 enum { AHEAD = 16, BLOCK = 8, TAIL = 16 };
 
@@ -194,16 +191,6 @@ INLINE void finish(const float *acc, int64_t n, float bias, float divisor, float
         *bits = _mm512_add_epi32(*bits, _mm512_castps_si512(y));
         _mm512_mask_storeu_ps(out + j, m, y);
     }
-}
-
-/* Sum of 32-bit lanes modulo 2^32. (The compiler's own reduction adds the last lanes as signed numbers.) */
-INLINE uint32_t sum_words32(__m512i x)
-{
-    const __m256i a = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
-    __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
-    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0xb1));
-    return (uint32_t)_mm_cvtsi128_si32(b);
 }
 
 /* Sums of the lanes of two vectors at once: a short bag is little more than its sums. */
