@@ -10,7 +10,7 @@
 
 #include <math.h>
 
-enum { AHEAD = 16, BLOCK = 8, TAIL = 16 };
+enum { L2_BYTES = 1 << 20, AHEAD = 32, BLOCK = 8, TAIL = 16 };
 
 INLINE int64_t index_at(const void *indices, int index_bytes, int64_t i)
 {
@@ -19,11 +19,31 @@ INLINE int64_t index_at(const void *indices, int index_bytes, int64_t i)
     return ((const int64_t *)indices)[i];
 }
 
-INLINE void prefetch_row(const uint8_t *row, int64_t stride)
+/* whether a table is too large for L2 */
+INLINE int is_far(const sedq_table *t)
 {
-    for (int64_t at = 0; at < stride; at += 64)
-        _mm_prefetch((const char *)row + at, _MM_HINT_T0);
-    _mm_prefetch((const char *)row + stride - 1, _MM_HINT_T0);
+    return t->num_rows * t->stride > L2_BYTES;
+}
+
+/* Of a table that is in L2 to L1; of a larger one to L2, which can wait for far more lines than L1. */
+INLINE void prefetch_row(const uint8_t *row, int64_t stride, int far)
+{
+    if (far) {
+        for (int64_t at = 0; at < stride; at += 64)
+            _mm_prefetch((const char *)row + at, _MM_HINT_T1);
+        _mm_prefetch((const char *)row + stride - 1, _MM_HINT_T1);
+    } else {
+        for (int64_t at = 0; at < stride; at += 64)
+            _mm_prefetch((const char *)row + at, _MM_HINT_T0);
+        _mm_prefetch((const char *)row + stride - 1, _MM_HINT_T0);
+    }
+}
+
+/* The rows of a call that no earlier ones prefetch. Inlined, as compilers drop a call that does nothing but prefetch. */
+INLINE void prefetch_first(const sedq_table *t, const void *indices, int index_bytes, int64_t total)
+{
+    for (int64_t i = 0; i < total && i < AHEAD; i++)
+        prefetch_row(t->rows + index_at(indices, index_bytes, i) * t->stride, t->stride, is_far(t));
 }
 
 /* Sums over the rows of a bag, in lanes; see sedq_bag_sums. */
@@ -109,6 +129,7 @@ INLINE float accumulate(const int NZ, const int check, const sedq_table *t, cons
                         float *acc_out, lane_sums *s)
 {
     const int first = column == 0; /* the block of columns that also sees to tails and prefetching */
+    const int far = is_far(t);
     const int64_t last = total - 1, stride = t->stride, tail_at = t->code_bytes;
     /* codes of this block of columns; beyond them in the last chunk stand the tail's bytes, which no one may sum */
     const int64_t bytes = tail_at - column < NZ * 16 ? tail_at - column : NZ * 16;
@@ -127,7 +148,7 @@ INLINE float accumulate(const int NZ, const int check, const sedq_table *t, cons
             tail[r] = row + tail_at;
             if (first) {
                 const int64_t next = i + r + AHEAD < last ? i + r + AHEAD : last;
-                prefetch_row(t->rows + index_at(indices, index_bytes, next) * stride, stride);
+                prefetch_row(t->rows + index_at(indices, index_bytes, next) * stride, stride, far);
             }
             float scale, row_bias;
             memcpy(&scale, tail[r], sizeof scale);
@@ -222,6 +243,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     s.codes = s.params = s.rows = s.weights = _mm512_setzero_si512();
     s.visited = 0;
     s.reference = s.magnitude = _mm512_setzero_pd();
+    if (begin == 0)
+        prefetch_first(t, indices, index_bytes, total);
     for (int64_t column = 0; column < t->dim; column += 256) {
         const int64_t n = t->dim - column < 256 ? t->dim - column : 256;
         const float bias = table[(n + 15) / 16 - 1][check != 0](t, indices, index_bytes, weights, begin, end, total,
