@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, _validation, recovery
-from sedq._core import _dense, _dispatch, _gemm
+from sedq._core import _dense, _dispatch, _gemm, _packing
 from sedq.qparams import QParams, choose_qparams
 from sedq.weights import PackedWeights, activation_key
 
@@ -51,7 +51,7 @@ def multiply(
     settings: _config.Settings,
     *,
     operator: str,
-    epilogue: _gemm.Epilogue | None = None,
+    epilogue: _packing.Epilogue | None = None,
     x_sums: Array | None = None,
     y_sums: Array | None = None,
 ) -> None:
@@ -76,7 +76,7 @@ def _recover(
     x: Array,
     packed: PackedWeights,
     key: Any,
-    epilogue: _gemm.Epilogue,
+    epilogue: _packing.Epilogue,
     out: Array,
     settings: _config.Settings,
     level: int,
@@ -115,7 +115,7 @@ def _rows_in_doubt(found: list[recovery.Finding], rows: int) -> Array:
     return np.unique([row for row, _, _, _ in found])
 
 
-def _epilogue(packed: PackedWeights, key: Any) -> _gemm.Epilogue:
+def _epilogue(packed: PackedWeights, key: Any) -> _packing.Epilogue:
     made = packed._epilogues.get(key)
     if made is None:
         made = packed.integer_epilogue(key) if isinstance(key, int) else packed.epilogue(*key, cache=True)
@@ -149,7 +149,7 @@ def multiply_floats(
     params: QParams,
     packed: PackedWeights,
     key: Any,
-    epilogue: _gemm.Epilogue | None,
+    epilogue: _packing.Epilogue | None,
     out: Array,
     settings: _config.Settings,
     operator: str,

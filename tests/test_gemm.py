@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import sedq
 from sedq import _config, reference
-from sedq._core import _dispatch, _gemm
+from sedq._core import _dispatch, _packing
 
 LEVELS = ("off", "exact", "full")
 EDGES_N = (1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 66, 79, 80, 81, 127, 128, 129, 130)
@@ -255,8 +255,8 @@ def test_packing_has_an_inverse(n: int, k: int, seed: int) -> None:
     packed = sedq.pack_weights(w)
     panels = packed._core.panels
     np.testing.assert_array_equal(packed.unpack(), w)
-    assert panels.size == _gemm.packed_size(n, k)
-    places = [[_gemm.panel_index(n, k, j, i) for i in range(k)] for j in range(n)]
+    assert panels.size == _packing.packed_size(n, k)
+    places = [[_packing.panel_index(n, k, j, i) for i in range(k)] for j in range(n)]
     np.testing.assert_array_equal(panels[places], w)
     rest = np.delete(panels, np.ravel(places))
     assert rest.size == panels.size - w.size, "no two weights share a place"

@@ -14,7 +14,7 @@ import pytest
 
 import sedq
 from sedq import _config, faults, linear, recovery, reference
-from sedq._core import _dispatch, _gemm
+from sedq._core import _dispatch, _gemm, _packing
 
 LEVELS = {"exact": 1, "full": 2}
 checked = pytest.mark.parametrize("check", LEVELS)
@@ -176,7 +176,7 @@ def test_corrupted_padding_of_the_panels(kernels: _dispatch.Context, rng: np.ran
     # harmless: not noticed, or else healed, so that it is not noticed in every call from then on
     x, w = operands(rng, 3, 18, 5)
     packed = sedq.pack_weights(w)
-    used = {_gemm.panel_index(18, 5, j, i) for j in range(18) for i in range(5)}
+    used = {_packing.panel_index(18, 5, j, i) for j in range(18) for i in range(5)}
     padding = sorted(set(range(packed._core.panels.size)) - used)
     assert len(padding) == 32 * 8 - 18 * 5
     for byte in padding:
@@ -261,7 +261,7 @@ def test_partial_sums_of_two_threads(kernels: _dispatch.Context, rng: np.random.
 
 
 def linear_call(
-    kernels: _dispatch.Context, packed: sedq.PackedWeights, epilogue: _gemm.Epilogue, x: np.ndarray, level: int
+    kernels: _dispatch.Context, packed: sedq.PackedWeights, epilogue: _packing.Epilogue, x: np.ndarray, level: int
 ) -> tuple[np.ndarray, set[str]]:
     """Output and kinds of findings of the compiled loop."""
     y = np.empty((len(x), packed.shape[0]), epilogue.dtype)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import sedq
 from sedq import faults, reference
-from sedq._core import _gemm
+from sedq._core import _packing
 from sedq.weights import crossings
 
 N, K = 18, 5
@@ -37,7 +37,7 @@ def snapshot(packed: sedq.PackedWeights) -> dict[str, bytes]:
 def corrupt(packed: sedq.PackedWeights, changes: dict[tuple[int, int], int]) -> None:
     """Add to stored weights, modulo 256."""
     for (n, k), delta in changes.items():
-        at = _gemm.panel_index(*packed.shape, n, k)
+        at = _packing.panel_index(*packed.shape, n, k)
         packed._core.panels.view(np.uint8)[at : at + 1] += np.uint8(delta % 256)
 
 
@@ -84,7 +84,7 @@ def test_reports_say_where_and_what(packed: sedq.PackedWeights, w: np.ndarray) -
     report = packed.verify()
     assert (report.rows, report.columns) == ([3], [7])
     assert packed.heal().healed == [f"panels: W[7, 3] from {w[7, 3] + 5} to {w[7, 3]}"]
-    used = {_gemm.panel_index(N, K, n, k) for n in range(N) for k in range(K)}
+    used = {_packing.panel_index(N, K, n, k) for n in range(N) for k in range(K)}
     packed._core.panels[max(set(range(packed._core.panels.size)) - used)] = 1
     report = packed.verify()
     assert (report.corrupted, report.rows, report.columns) == (["panels"], [], [])

@@ -17,7 +17,7 @@
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cython.parallel cimport prange
-from libc.math cimport ceil, fabs, fmin, isfinite, sqrt
+from libc.math cimport fabs, isfinite
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -25,7 +25,8 @@ import numpy as np
 
 from sedq._core._dispatch cimport (
     SEDQ_BAD_COUNT, SEDQ_BAD_DIGEST, SEDQ_BAD_OUTPUT, SEDQ_BAD_REPEAT, SEDQ_BAD_SUM, Context, findings_list,
-    sedq_bag_sums, sedq_findings, sedq_report, sedq_table, threads_for)
+    sedq_bag_sums, sedq_findings, sedq_report, threads_for)
+from sedq._core._limits cimport limit_of, may_overflow
 from sedq._core._rows cimport Table
 
 from sedq._core._rows import MAX_CODE_BYTES, bad_in_range, bad_rows, digests_of, row_bytes  # no-cython-lint
@@ -37,13 +38,6 @@ cdef extern from "views.h":
     const void *out_start "SEDQ_VIEW_START"(float[:, :])
     int64_t offsets_length "SEDQ_VIEW_LENGTH"(const int64_t[::1])
     int64_t out_step "SEDQ_VIEW_STEP"(float[:, :])
-
-
-cdef extern from "kernels/rows.h" nogil:
-    ctypedef struct sedq_params:
-        float scale, bias
-    sedq_params sedq_row_params(const sedq_table *t, int64_t row)
-    uint32_t sedq_word(const sedq_table *t, int w, int64_t row)
 
 
 # The most rows of a bag: integer sums stay below 2^64, and the rounding bound finite.
@@ -69,76 +63,12 @@ GROWTH_TERMS = 5
 # Not a detection: sums this large may overflow float32 in a run without a fault.
 FOUND_OVERFLOW = 100
 
-cdef double UNIT = 2.0 ** -24       # rounding unit of float32
-cdef double SMALLEST = 2.0 ** -126  # what flushing to zero may lose
-cdef double LARGEST = 3.4e38
-
-
-cdef double chain_of(double n) noexcept nogil:
-    """The most additions that a row of a bag of n goes through: those of its part, and of the parts."""
-    return n if n <= ROWS_OF_PART else ROWS_OF_PART + ceil(n / ROWS_OF_PART)
-
-
-cdef double rounding_bound(double n, double dim, double magnitude) noexcept nogil:
-    """No residual of a bag of n rows without a fault exceeds this.
-
-    Each output is a chain of fused multiply-adds on products w * scale rounded once, plus a chain of biases, one addition,
-    one division for the mean: gamma_(chain + 4). Instead of the products, the precomputed sum of a half or float row is
-    rounded once. The float64 sums of both sides add less than one more unit. Underflow, flushing to zero included, loses at
-    most 2^-126 per operation, in w * scale times a code.
-    """
-    cdef double steps = (chain_of(n) + 5) * UNIT
-    return steps / (1 - steps) * magnitude + underflow(n, dim)
-
-
-cdef double underflow(double n, double dim) noexcept nogil:
-    return dim * (257 * n + 4) * SMALLEST
-
-
-cdef double growth_limit(const Job *job, double n, double magnitude) noexcept nogil:
-    """A calibrated limit: what grows with the bag as rounding errors do, and never more than they can."""
-    cdef double bound = rounding_bound(n, job.t.dim, magnitude)
-    cdef const double *g = job.growth
-    cdef double scale, chain = chain_of(n)
-    if n < 1:
-        return bound
-    scale = UNIT * sqrt(chain * (g[0] * chain + g[1]) + g[2] + (g[3] + g[4] / chain) / chain)
-    return fmin(job.limit_value * scale * magnitude + underflow(n, job.t.dim), bound)
-
-
-cdef bint may_overflow(const Job *job, int64_t b) noexcept nogil:
-    """Whether outputs of bag b may overflow float32 without a fault; asked only when something is wrong already."""
-    cdef double largest = 0, w, value, most = (1 << min(job.t.bits, 8)) - 1
-    cdef sedq_params params
-    cdef uint32_t bits
-    cdef float magnitude
-    cdef int64_t i, index
-    for i in range(job.offsets[b], job.offsets[b + 1]):
-        index = (<const int32_t *>job.indices)[i] if job.index_bytes == 4 else (<const int64_t *>job.indices)[i]
-        if job.t.bits > 8:
-            bits = sedq_word(job.t, 1, index)
-            memcpy(&magnitude, &bits, sizeof(magnitude))
-            value = magnitude
-        else:
-            params = sedq_row_params(job.t, index)
-            value = most * fabs(<double>params.scale) + fabs(<double>params.bias)
-        w = job.weights[i] if job.weights != NULL else 1
-        largest += fabs(w) * value
-    return not largest <= LARGEST
-
 
 cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
     # a divisor of its own: the outputs were divided by the one that was passed to the kernel
-    cdef double limit, divisor = divisor_of(job, b)
+    cdef double divisor = divisor_of(job, b)
     cdef double reference = s.reference / divisor, magnitude = s.magnitude / divisor, residual = s.pooled - reference
-    if job.limit == BOUND:
-        limit = rounding_bound(n, job.t.dim, magnitude)
-    elif job.limit == REFERENCE:
-        limit = job.limit_value * fabs(reference)
-    elif job.limit == GROWTH:
-        limit = growth_limit(job, n, magnitude)
-    else:
-        limit = job.limit_value * magnitude
+    cdef double limit = limit_of(job, n, reference, magnitude)
     if fabs(residual) <= limit and isfinite(magnitude):
         return
     if isfinite(residual) and isfinite(magnitude) or not may_overflow(job, b):
@@ -406,6 +336,27 @@ cdef bint is_astray(const Job *job, indices, const int64_t[::1] offsets, const f
             or job.indices != buffer_start(indices))
 
 
+cdef list make_room(Job *job, const int64_t[::1] offsets, int64_t chunk):
+    """Point the job at memory for second accumulations and for the parts of long bags; the arrays to keep alive."""
+    cdef float[::1] scratch, parts
+    cdef uint32_t[::1] long_bits
+    cdef unsigned char[::1] part_sums
+    cdef int64_t dim = job.t.dim, most = longest_bag(offsets) if job.total > ROWS_OF_PART else 0
+    job.scratch, job.parts, job.part_sums, job.long_bits = NULL, NULL, NULL, NULL
+    memory = []
+    if job.check & TWICE:
+        scratch = np.empty((job.bags + chunk - 1) // chunk * dim, dtype=np.float32)
+        job.scratch = &scratch[0]
+        memory.append(scratch.base)
+    if most > ROWS_OF_PART:
+        most = (most + ROWS_OF_PART - 1) // ROWS_OF_PART
+        parts, long_bits = np.empty(most * dim, np.float32), np.empty(job.bags, np.uint32)
+        part_sums = np.empty(most * sizeof(sedq_bag_sums), np.uint8)
+        job.parts, job.long_bits, job.part_sums = &parts[0], &long_bits[0], <sedq_bag_sums *>&part_sums[0]
+        memory += [parts.base, long_bits.base, part_sums.base]
+    return memory
+
+
 def pool(Context context, Table table, indices, const int64_t[::1] offsets, const float[::1] weights, float[:, :] out,
          int check, int limit, double limit_value, bint mean, int num_threads, uint32_t[::1] y_sums=None,
          const int64_t[::1] lengths=None, double[:, ::1] stats=None, growth=(0, 0, 0, 0, 0)):
@@ -418,10 +369,7 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
     """
     cdef Job job
     cdef sedq_findings found
-    cdef float[::1] scratch, parts
-    cdef uint32_t[::1] long_bits
-    cdef unsigned char[::1] part_sums
-    cdef int64_t verified, chunk, longest
+    cdef int64_t verified, chunk
     cdef int threads
     job.c, job.t, job.bag, job.bags = &context.c, &table.t, context.c.bag[table.t.format], offsets.shape[0] - 1
     job.total = indices.shape[0]
@@ -439,16 +387,7 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
     found.count = 0
     threads = threads_for(num_threads, job.total * (4 + table.t.dim // 16))
     chunk = max(<int64_t>1, min(<int64_t>CHUNK, job.bags // (4 * threads)))
-    job.scratch, job.parts, job.part_sums, job.long_bits = NULL, NULL, NULL, NULL
-    if check & TWICE:
-        scratch = np.empty((job.bags + chunk - 1) // chunk * table.t.dim, dtype=np.float32)
-        job.scratch = &scratch[0]
-    longest = longest_bag(offsets) if job.total > ROWS_OF_PART else 0
-    if longest > ROWS_OF_PART:
-        longest = (longest + ROWS_OF_PART - 1) // ROWS_OF_PART
-        parts, long_bits = np.empty(longest * table.t.dim, np.float32), np.empty(job.bags, np.uint32)
-        part_sums = np.empty(longest * sizeof(sedq_bag_sums), np.uint8)
-        job.parts, job.long_bits, job.part_sums = &parts[0], &long_bits[0], <sedq_bag_sums *>&part_sums[0]
+    _kept = make_room(&job, offsets, chunk)
     with nogil:
         verified = run(&job, chunk, threads)
     if check and (verified != job.bags or job.offsets[job.bags] != job.total

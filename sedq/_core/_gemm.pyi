@@ -1,52 +1,15 @@
 from typing import Any
 
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from sedq._core._dispatch import Context
+from sedq._core._packing import Epilogue, PackedB
 
-PANEL_COLUMNS: int
-PANEL_STEP: int
-K_GROUP: int
-MAX_DIGITS: int
 CHECK_OFF: int
 CHECK_EXACT: int
 CHECK_FULL: int
 CHECK_MOD127: int
 
-class PackedB:
-    n: int
-    k: int
-    panels: NDArray[Any]
-    digits: NDArray[Any]
-    encoded: bool
-    def __init__(self, n: int, k: int, panels: NDArray[Any], digits: NDArray[Any], encoded: bool = False) -> None: ...
-
-class Epilogue:
-    dtype: Any
-    col_term: NDArray[Any]
-    w_zp: NDArray[Any] | None
-    bias: NDArray[Any] | None
-    mult: NDArray[Any] | None
-    digest: NDArray[Any]
-    def __init__(
-        self,
-        dtype: DTypeLike,
-        n: int,
-        col_term: NDArray[Any],
-        w_zp: NDArray[Any] | None,
-        bias: NDArray[Any] | None,
-        mult: NDArray[Any] | None,
-        digest: NDArray[Any],
-        low: float = 0,
-        high: float = 0,
-        y_zero_point: int = 0,
-    ) -> None: ...
-    def scalar_bits(self) -> int: ...
-
-def packed_size(n: int, k: int) -> int: ...
-def panel_index(n: int, k: int, j: int, i: int) -> int: ...
-def pack(w: NDArray[Any], panels: NDArray[Any]) -> None: ...
-def unpack(panels: NDArray[Any], w: NDArray[Any]) -> None: ...
 def linear(
     context: Context,
     packed: PackedB,

@@ -24,13 +24,11 @@ from cython.parallel cimport prange
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
-import numpy as np
-
 from sedq._core._dispatch cimport (
     SEDQ_BAD_ACCUMULATOR, SEDQ_BAD_COUNT, SEDQ_BAD_EPILOGUE, SEDQ_BAD_INPUT, SEDQ_BAD_OUTPUT, SEDQ_BAD_PARAMETERS,
-    SEDQ_CHECK_EXACT, SEDQ_CHECK_FULL, SEDQ_CHECK_OFF, SEDQ_KR, SEDQ_MAX_DIGITS, SEDQ_NR, SEDQ_NV, Context,
-    findings_list, sedq_context, sedq_epilogue, sedq_findings, sedq_report, sedq_store_fn, sedq_sum_fn, sedq_tile_sums,
-    threads_for)
+    SEDQ_CHECK_EXACT, SEDQ_CHECK_FULL, SEDQ_CHECK_OFF, SEDQ_NR, Context, findings_list, sedq_context, sedq_epilogue,
+    sedq_findings, sedq_report, sedq_store_fn, sedq_sum_fn, sedq_tile_sums, threads_for)
+from sedq._core._packing cimport OUT_F32, OUT_U8, Epilogue, PackedB, panel_width, round_up
 
 
 cdef extern from "views.h":
@@ -42,11 +40,6 @@ cdef extern from "views.h":
     int64_t x_width "SEDQ_VIEW_WIDTH"(const uint8_t[:, ::1])
 
 
-PANEL_COLUMNS = SEDQ_NR
-PANEL_STEP = SEDQ_NV
-K_GROUP = SEDQ_KR
-MAX_DIGITS = SEDQ_MAX_DIGITS
-
 CHECK_OFF = SEDQ_CHECK_OFF
 CHECK_EXACT = SEDQ_CHECK_EXACT
 CHECK_FULL = SEDQ_CHECK_FULL
@@ -56,126 +49,6 @@ cdef enum:
     MAX_MC = 96      # rows of x that one task holds sums for, on its stack
     MAX_TASKS = 64   # parts that the columns are cut into
     MOD127 = 3       # the paper's scheme, which the kernels know nothing of
-
-
-cdef int64_t round_up(int64_t value, int64_t step) noexcept nogil:
-    return (value + step - 1) // step * step
-
-
-cdef int64_t panel_width(int64_t n, int64_t panel) noexcept nogil:
-    """Columns of a panel, padding included; a single column is not padded."""
-    cdef int64_t left = n - panel * SEDQ_NR
-    return 1 if left == 1 else min(<int64_t>SEDQ_NR, round_up(left, SEDQ_NV))
-
-
-cdef const void *address(array, dtype, Py_ssize_t least, str name) except? NULL:
-    """Address of a contiguous array that the caller keeps alive; ValueError if it isn't what the kernels read."""
-    cdef const uint8_t[::1] view
-    if array.dtype != dtype or not array.flags.c_contiguous or array.size < least:
-        raise ValueError(f"{name}: got {array.dtype} of {array.size} elements, expected contiguous "
-                         f"{np.dtype(dtype)} of at least {least}")
-    if array.size == 0:
-        return NULL
-    view = array.reshape(-1).view(np.uint8)
-    return &view[0]
-
-
-def packed_size(Py_ssize_t n, Py_ssize_t k):
-    """Bytes of packed (K, N) weights."""
-    cdef int64_t last = (n - 1) // SEDQ_NR
-    return (last * SEDQ_NR + panel_width(n, last)) * round_up(k, SEDQ_KR)
-
-
-def panel_index(Py_ssize_t n, Py_ssize_t k, Py_ssize_t j, Py_ssize_t i):
-    """Position in the packed panels of W[j, i], of weights (n, k)."""
-    cdef int64_t width = panel_width(n, j // SEDQ_NR)
-    return (j // SEDQ_NR * SEDQ_NR * round_up(k, SEDQ_KR) + j % SEDQ_NR * SEDQ_KR
-            + i // SEDQ_KR * width * SEDQ_KR + i % SEDQ_KR)
-
-
-def pack(const int8_t[:, ::1] w, int8_t[::1] panels):
-    """Write w (N, K) into zeroed panels."""
-    cdef Py_ssize_t n = w.shape[0], k = w.shape[1], j, i
-    cdef int64_t panel_bytes = SEDQ_NR * round_up(k, SEDQ_KR), width
-    cdef int8_t *column
-    if panels.shape[0] != packed_size(n, k):
-        raise ValueError(f"panels: got {panels.shape[0]} bytes, expected {packed_size(n, k)}")
-    with nogil:
-        for j in range(n):
-            width = panel_width(n, j // SEDQ_NR)
-            column = &panels[j // SEDQ_NR * panel_bytes + j % SEDQ_NR * SEDQ_KR]
-            for i in range(k):
-                column[i // SEDQ_KR * width * SEDQ_KR + i % SEDQ_KR] = w[j, i]
-
-
-def unpack(const int8_t[::1] panels, int8_t[:, ::1] w):
-    """Read w (N, K) back from its panels."""
-    cdef Py_ssize_t n = w.shape[0], k = w.shape[1], j, i
-    cdef int64_t panel_bytes = SEDQ_NR * round_up(k, SEDQ_KR), width
-    cdef const int8_t *column
-    if panels.shape[0] != packed_size(n, k):
-        raise ValueError(f"panels: got {panels.shape[0]} bytes, expected {packed_size(n, k)}")
-    with nogil:
-        for j in range(n):
-            width = panel_width(n, j // SEDQ_NR)
-            column = &panels[j // SEDQ_NR * panel_bytes + j % SEDQ_NR * SEDQ_KR]
-            for i in range(k):
-                w[j, i] = column[i // SEDQ_KR * width * SEDQ_KR + i % SEDQ_KR]
-
-
-cdef class PackedB:
-    """Packed weights and their checksum digits, as the loops read them.
-
-    panels : int8 (packed_size(n + encoded, k),), with `encoded` one more column, the sums of the rows of B modulo 127;
-    digits : int8 (digits, kpad), kpad a multiple of 128, zero beyond k.
-    """
-
-    def __init__(self, Py_ssize_t n, Py_ssize_t k, panels, digits, bint encoded=False):
-        if n < 1 or k < 1:
-            raise ValueError(f"weights: got shape ({n}, {k}), expected at least one row and one column")
-        self.n, self.k, self.panels, self.digits, self.encoded = n, k, panels, digits, encoded
-        self.panel_bytes = SEDQ_NR * round_up(k, SEDQ_KR)
-        self.ndigits, self.kpad = digits.shape
-        if self.ndigits > SEDQ_MAX_DIGITS or self.kpad % 128 or self.kpad < k:
-            raise ValueError(f"digits: got shape {digits.shape}, expected up to {SEDQ_MAX_DIGITS} rows and a multiple "
-                             f"of 128 columns from {k} on")
-        self.b = <const int8_t *>address(panels, np.int8, packed_size(n + encoded, k), "panels")
-        self.digit = <const int8_t *>address(digits, np.int8, 0, "digits")
-
-
-cdef enum:
-    OUT_I32, OUT_U8, OUT_F32
-
-
-cdef class Epilogue:
-    """What turns accumulators into output, column by column, all arrays padded with zeros to whole panel steps.
-
-    dtype : of the output, int32, uint8 or float32; col_term, w_zp (or None) : int32; bias, mult : float32 (None for
-    int32); digest : uint32, the sum of the bits of all parameters of each panel.
-    """
-
-    def __init__(self, dtype, Py_ssize_t n, col_term, w_zp, bias, mult, digest,
-                 float low=0, float high=0, int y_zero_point=0):
-        cdef Py_ssize_t padded = round_up(n, SEDQ_NV)
-        self.dtype, self.n = np.dtype(dtype), n
-        self.kind = OUT_U8 if self.dtype == np.uint8 else OUT_F32 if self.dtype == np.float32 else OUT_I32
-        self.col_term, self.w_zp, self.bias, self.mult, self.digest = col_term, w_zp, bias, mult, digest
-        self.e.low, self.e.high, self.e.y_zp = low, high, y_zero_point
-        self.e.col_term = <const int32_t *>address(col_term, np.int32, padded, "col_term")
-        self.e.w_zp = NULL
-        if w_zp is not None:
-            self.e.w_zp = <const int32_t *>address(w_zp, np.int32, padded, "w_zp")
-        if self.dtype != np.int32:
-            self.e.bias = <const float *>address(bias, np.float32, padded, "bias")
-            self.e.mult = <const float *>address(mult, np.float32, padded, "mult")
-        self.panel_digest = <const uint32_t *>address(digest, np.uint32, (n + SEDQ_NR - 1) // SEDQ_NR, "digest")
-
-    def scalar_bits(self):
-        """Sum of the bits of low, high and y_zero_point, modulo 2^32."""
-        cdef uint32_t low, high
-        memcpy(&low, &self.e.low, 4)
-        memcpy(&high, &self.e.high, 4)
-        return <uint32_t>(low + high + <uint32_t>self.e.y_zp)
 
 
 cdef struct Job:
@@ -419,6 +292,31 @@ cdef bint is_astray(const Job *job, PackedB packed, const uint8_t[:, ::1] x, con
             or <const void *>job.out != out)
 
 
+cdef void take_operands(Job *job, PackedB packed, Epilogue epilogue) noexcept:
+    """Point the job at weights and column parameters, and at the kernels for the output that these make."""
+    job.n, job.k, job.columns = packed.n, packed.k, packed.n + packed.encoded
+    job.panels = (job.columns + SEDQ_NR - 1) // SEDQ_NR
+    job.b, job.panel_bytes = packed.b, packed.panel_bytes
+    job.digit, job.ndigits, job.kpad = packed.digit, packed.ndigits, packed.kpad
+    job.e, job.panel_digest = &epilogue.e, epilogue.panel_digest
+    if epilogue.kind == OUT_U8:
+        job.item, job.store, job.sum_out = 1, job.c.store_u8, job.c.sum_u8
+    elif epilogue.kind == OUT_F32:
+        job.item, job.store, job.sum_out = 4, job.c.store_f32, job.c.sum_words
+    else:
+        job.item, job.store, job.sum_out = 4, job.c.store_i32, job.c.sum_words
+
+
+cdef check_shapes(const Job *job, const uint8_t[:, ::1] x, int64_t rows, int64_t columns, int64_t of_epilogue,
+                  const uint32_t[::1] x_sums, const uint32_t[::1] y_sums):
+    """ValueError unless the output, of rows x columns, and all else are of the shape that x and the weights demand."""
+    if x.shape[1] != job.k or rows != job.m or columns != job.n or of_epilogue != job.n:
+        raise ValueError(f"shapes do not fit: x {(x.shape[0], x.shape[1])}, weights {(job.n, job.k)}, "
+                         f"out {(rows, columns)}, epilogue of {of_epilogue} columns")
+    if (x_sums is not None and x_sums.shape[0] != job.m) or (y_sums is not None and y_sums.shape[0] != job.m):
+        raise ValueError(f"x_sums and y_sums: expected {job.m} elements")
+
+
 def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, ::1] x, out, int check,
            int num_threads, const uint32_t[::1] x_sums=None, uint32_t[::1] y_sums=None):
     """Multiply x (M, K) with packed weights into out (M, N); check is one of the CHECK_* below.
@@ -435,7 +333,8 @@ def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, 
     cdef int32_t[:, ::1] out_i32
     cdef uint8_t[:, ::1] out_u8
     cdef float[:, ::1] out_f32
-    job.c, job.m, job.n, job.k = &context.c, x.shape[0], packed.n, packed.k
+    job.c, job.m, job.check = &context.c, x.shape[0], check
+    take_operands(&job, packed, epilogue)
     if epilogue.kind == OUT_U8:
         out_u8 = out
         rows, columns = out_u8.shape[0], out_u8.shape[1]
@@ -445,28 +344,14 @@ def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, 
     else:
         out_i32 = out
         rows, columns = out_i32.shape[0], out_i32.shape[1]
-    if x.shape[1] != job.k or rows != job.m or columns != job.n or epilogue.n != job.n:
-        raise ValueError(f"shapes do not fit: x {(x.shape[0], x.shape[1])}, weights {(packed.n, packed.k)}, "
-                         f"out {(rows, columns)}, epilogue of {epilogue.n} columns")
-    if (x_sums is not None and x_sums.shape[0] != job.m) or (y_sums is not None and y_sums.shape[0] != job.m):
-        raise ValueError(f"x_sums and y_sums: expected {job.m} elements")
+    check_shapes(&job, x, rows, columns, epilogue.n, x_sums, y_sums)
     if job.m == 0:
         return None
-    if epilogue.kind == OUT_U8:
-        job.out, job.item, job.store, job.sum_out = <char *>&out_u8[0, 0], 1, job.c.store_u8, job.c.sum_u8
-    elif epilogue.kind == OUT_F32:
-        job.out, job.item, job.store, job.sum_out = <char *>&out_f32[0, 0], 4, job.c.store_f32, job.c.sum_words
-    else:
-        job.out, job.item, job.store, job.sum_out = <char *>&out_i32[0, 0], 4, job.c.store_i32, job.c.sum_words
-    job.a, job.b, job.digit = &x[0, 0], packed.b, packed.digit
-    job.columns = packed.n + packed.encoded
-    job.panels = (job.columns + SEDQ_NR - 1) // SEDQ_NR
-    job.panel_bytes, job.kpad, job.ndigits, job.check = packed.panel_bytes, packed.kpad, packed.ndigits, check
-    job.e, job.panel_digest = &epilogue.e, epilogue.panel_digest
+    job.out = (<char *>&out_u8[0, 0] if epilogue.kind == OUT_U8 else
+               <char *>&out_f32[0, 0] if epilogue.kind == OUT_F32 else <char *>&out_i32[0, 0])
+    job.a, job.found, found.count = &x[0, 0], &found, 0
     job.x_sums = NULL if x_sums is None else &x_sums[0]
     job.y_sums = NULL if y_sums is None else &y_sums[0]
-    job.found = &found
-    found.count = 0
     threads = threads_for(num_threads, job.n * job.k // 40 + job.m * job.n * job.k // 200)
     with nogil:
         verified = run(&job, threads)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq import _config, _validation
-from sedq._core import _faultkernels, _gemm, _rows
+from sedq._core import _faultkernels, _packing, _rows
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.quantized_linear import QuantizedLinear
@@ -101,7 +101,7 @@ def flip_weight_bit(packed: PackedWeights, n: int, k: int, bit: int) -> None:
     columns, depth = packed.shape
     if not 0 <= n < columns or not 0 <= k < depth:
         raise ValueError(f"got W[{n}, {k}], expected indices within {packed.shape}")
-    flip_bit(packed._core.panels, _gemm.panel_index(columns + packed._core.encoded, depth, n, k), bit)
+    flip_bit(packed._core.panels, _packing.panel_index(columns + packed._core.encoded, depth, n, k), bit)
 
 
 def flip_row_bit(bag: EmbeddingBag, row: int, bit: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq import _validation
-from sedq._core import _gemm, _rows
+from sedq._core import _packing, _rows
 from sedq.datasets import Requests
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
@@ -70,14 +70,14 @@ def _weights(packed: PackedWeights) -> Words:
     columns = n + packed._core.encoded
     flat = _unsigned(packed._core.panels)
     # word n * K + k is W[n, k]: the next one, which a paired error strikes too, is that of the next column of B
-    return Words(flat, n * k, lambda e: _gemm.panel_index(columns, k, e % n, e // n))
+    return Words(flat, n * k, lambda e: _packing.panel_index(columns, k, e % n, e // n))
 
 
 def _encoded(packed: PackedWeights) -> Words | None:
     n, k = packed.shape
     if not packed._core.encoded:
         return None
-    return Words(_unsigned(packed._core.panels), k, lambda e: _gemm.panel_index(n + 1, k, n, e))
+    return Words(_unsigned(packed._core.panels), k, lambda e: _packing.panel_index(n + 1, k, n, e))
 
 
 def _digits(packed: PackedWeights) -> Words | None:

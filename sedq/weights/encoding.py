@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq._core import _gemm
+from sedq._core import _packing
 
 __all__ = ["aligned", "crc", "digest", "encode"]
 
@@ -36,14 +36,14 @@ def encode(row_sums: Array, n: int) -> Array:
     return digits
 
 
-def digest(e: _gemm.Epilogue) -> Array:
+def digest(e: _packing.Epilogue) -> Array:
     """Sum of the bits of all column parameters of each panel, modulo 2^32."""
     total = np.zeros(e.col_term.size, np.uint64)
     for a in (e.col_term, e.w_zp, e.bias, e.mult):
         if a is not None:
             total += a.view(np.uint32)
     # the scalars count once per panel, as the kernels load them
-    sums = np.add.reduceat(total, np.arange(0, total.size, _gemm.PANEL_COLUMNS)) + np.uint64(e.scalar_bits())
+    sums = np.add.reduceat(total, np.arange(0, total.size, _packing.PANEL_COLUMNS)) + np.uint64(e.scalar_bits())
     return sums.astype(np.uint32)
 
 

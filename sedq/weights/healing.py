@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq import recovery
-from sedq._core import _dispatch, _gemm
+from sedq._core import _dispatch, _packing
 from sedq.exceptions import SoftErrorDetected
 from sedq.weights import encoding
 
@@ -55,12 +55,12 @@ class Healing:
     scale: Array
     zero_point: Array
     bias: Array | None
-    _core: _gemm.PackedB
+    _core: _packing.PackedB
     _row_sums: Array
     _col_sums: Array
     _spare: dict[str, Array]  # copies of the parameters
     _crcs: dict[str, int]
-    _epilogues: dict[Key, _gemm.Epilogue]
+    _epilogues: dict[Key, _packing.Epilogue]
     _source: Callable[[], Array] | None  # gives the original weights, to restore what the syndromes don't determine
 
     def _parameters(self) -> dict[str, Array]:
@@ -81,13 +81,13 @@ class Healing:
         """Write weights into panels, and after them, if it is encoded, the column of the paper's scheme."""
         if "mod127" in self.encode:
             w = np.vstack([w, (self._row_sums % 127).astype(np.int8)])
-        _gemm.pack(w, panels)
+        _packing.pack(w, panels)
 
     def unpack(self) -> NDArray[np.int8]:
         """Return the weights as they are stored now, (N, K) int8."""
         n, k = self.shape
         w = np.empty((n + ("mod127" in self.encode), k), np.int8)
-        _gemm.unpack(self._core.panels, w)
+        _packing.unpack(self._core.panels, w)
         return w[:n]
 
     def verify(self) -> WeightsReport:

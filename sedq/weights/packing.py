@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _validation
-from sedq._core import _gemm
+from sedq._core import _packing
 from sedq.exceptions import SoftErrorDetected
 from sedq.weights import encoding
 from sedq.weights.healing import Healing, Key
@@ -50,9 +50,9 @@ class PackedWeights(Healing):
         self._row_sums = w.sum(axis=0, dtype=np.int64)
         self._col_sums = w.sum(axis=1, dtype=np.int64)
         digits = encoding.encode(self._row_sums, n) if "exact" in encode else np.zeros((0, -(-k // 128) * 128), np.int8)
-        panels = encoding.aligned(_gemm.packed_size(n + ("mod127" in encode), k), np.int8)
+        panels = encoding.aligned(_packing.packed_size(n + ("mod127" in encode), k), np.int8)
         self._pack(w, panels)
-        self._core = _gemm.PackedB(n, k, panels, digits, "mod127" in encode)
+        self._core = _packing.PackedB(n, k, panels, digits, "mod127" in encode)
         self._spare = {name: a.copy() for name, a in self._parameters().items()}
         self._crcs = {name: encoding.crc(a) for name, a in self._arrays().items()}
         self._epilogues = {}
@@ -72,7 +72,7 @@ class PackedWeights(Healing):
 
     def epilogue(
         self, x_scale: float, x_zero_point: int, y_scale: float | None, y_zero_point: int | None, relu: bool, *, cache: bool
-    ) -> _gemm.Epilogue:
+    ) -> _packing.Epilogue:
         """Return the column parameters for these activation parameters, derived and digested."""
         self._restore_parameters()
         low, high = (0.0 if relu else -np.inf), 0.0
@@ -97,7 +97,7 @@ class PackedWeights(Healing):
             self._remember((x_scale, x_zero_point, y_scale, y_zero_point, relu), made)
         return made
 
-    def integer_epilogue(self, x_zero_point: int) -> _gemm.Epilogue:
+    def integer_epilogue(self, x_zero_point: int) -> _packing.Epilogue:
         """Return the column parameters of an int32 product."""
         self._restore_parameters()
         made = self._make_epilogue(np.int32, x_zero_point, None, None, 0.0, 0.0, 0)
@@ -106,18 +106,18 @@ class PackedWeights(Healing):
 
     def _make_epilogue(
         self, dtype: type, x_zp: int, bias: Array | None, mult: Array | None, low: float, high: float, y_zp: int
-    ) -> _gemm.Epilogue:
+    ) -> _packing.Epilogue:
         n, k = self.shape
         zero_point = self.zero_point.astype(np.int64)
         term = _padded(_wrapped(x_zp * (self._col_sums - k * zero_point)), np.int32)
         w_zp = _padded(self.zero_point, np.int32) if zero_point.any() else None
         b, m = (None if v is None else _padded(np.broadcast_to(v, n), np.float32) for v in (bias, mult))
-        digest = np.zeros(-(-n // _gemm.PANEL_COLUMNS), np.uint32)
-        made = _gemm.Epilogue(dtype, n, term, w_zp, b, m, digest, low, high, y_zp)
+        digest = np.zeros(-(-n // _packing.PANEL_COLUMNS), np.uint32)
+        made = _packing.Epilogue(dtype, n, term, w_zp, b, m, digest, low, high, y_zp)
         digest[...] = encoding.digest(made)
         return made
 
-    def _remember(self, key: Key, made: _gemm.Epilogue) -> None:
+    def _remember(self, key: Key, made: _packing.Epilogue) -> None:
         if len(self._epilogues) >= CACHED_EPILOGUES:
             self._epilogues.pop(next(iter(list(self._epilogues)), 0), None)  # other threads may do the same
         self._epilogues[key] = made
@@ -125,7 +125,7 @@ class PackedWeights(Healing):
 
 def _padded(values: Array, dtype: type) -> Array:
     """Return per-column values padded with zeros to whole panel steps."""
-    step = _gemm.PANEL_STEP
+    step = _packing.PANEL_STEP
     out = encoding.aligned(-(-values.size // step) * step, dtype)
     out[: values.size] = values
     return out

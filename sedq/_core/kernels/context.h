@@ -176,6 +176,7 @@ void SEDQ_INIT(scan_avx2)(sedq_context *);
 void SEDQ_INIT(dense_avx2)(sedq_context *);
 void SEDQ_INIT(gemm_avxvnni)(sedq_context *);
 void SEDQ_INIT(gemm_avx512vnni)(sedq_context *);
+void SEDQ_INIT(epilogue_avx512vnni)(sedq_context *);
 void SEDQ_INIT(embedding_avx512vnni)(sedq_context *);
 void SEDQ_INIT(dense_avx512vnni)(sedq_context *);
 

@@ -6,14 +6,11 @@
  * work is what costs in a table that is in cache. Sums that every row adds to stay in registers. */
 #include "context.h"
 #include "fault_hook.h"
+#include "lanes_avx512.h"
 
-#include <immintrin.h>
 #include <math.h>
-#include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-
-enum { AHEAD = 16, BLOCK = 8, TAIL = 16 };
+enum { L2_BYTES = 1 << 20, AHEAD = 32, BLOCK = 8, TAIL = 16 };
 
 INLINE int64_t index_at(const void *indices, int index_bytes, int64_t i)
 {
@@ -22,11 +19,31 @@ INLINE int64_t index_at(const void *indices, int index_bytes, int64_t i)
     return ((const int64_t *)indices)[i];
 }
 
-INLINE void prefetch_row(const uint8_t *row, int64_t stride)
+/* whether a table is too large for L2 */
+INLINE int is_far(const sedq_table *t)
 {
-    for (int64_t at = 0; at < stride; at += 64)
-        _mm_prefetch((const char *)row + at, _MM_HINT_T0);
-    _mm_prefetch((const char *)row + stride - 1, _MM_HINT_T0);
+    return t->num_rows * t->stride > L2_BYTES;
+}
+
+/* Of a table that is in L2 to L1; of a larger one to L2, which can wait for far more lines than L1. */
+INLINE void prefetch_row(const uint8_t *row, int64_t stride, int far)
+{
+    if (far) {
+        for (int64_t at = 0; at < stride; at += 64)
+            _mm_prefetch((const char *)row + at, _MM_HINT_T1);
+        _mm_prefetch((const char *)row + stride - 1, _MM_HINT_T1);
+    } else {
+        for (int64_t at = 0; at < stride; at += 64)
+            _mm_prefetch((const char *)row + at, _MM_HINT_T0);
+        _mm_prefetch((const char *)row + stride - 1, _MM_HINT_T0);
+    }
+}
+
+/* The rows of a call that no earlier ones prefetch. Inlined, as compilers drop a call that does nothing but prefetch. */
+INLINE void prefetch_first(const sedq_table *t, const void *indices, int index_bytes, int64_t total)
+{
+    for (int64_t i = 0; i < total && i < AHEAD; i++)
+        prefetch_row(t->rows + index_at(indices, index_bytes, i) * t->stride, t->stride, is_far(t));
 }
 
 /* Sums over the rows of a bag, in lanes; see sedq_bag_sums. */
@@ -112,6 +129,7 @@ INLINE float accumulate(const int NZ, const int check, const sedq_table *t, cons
                         float *acc_out, lane_sums *s)
 {
     const int first = column == 0; /* the block of columns that also sees to tails and prefetching */
+    const int far = is_far(t);
     const int64_t last = total - 1, stride = t->stride, tail_at = t->code_bytes;
     /* codes of this block of columns; beyond them in the last chunk stand the tail's bytes, which no one may sum */
     const int64_t bytes = tail_at - column < NZ * 16 ? tail_at - column : NZ * 16;
@@ -130,7 +148,7 @@ INLINE float accumulate(const int NZ, const int check, const sedq_table *t, cons
             tail[r] = row + tail_at;
             if (first) {
                 const int64_t next = i + r + AHEAD < last ? i + r + AHEAD : last;
-                prefetch_row(t->rows + index_at(indices, index_bytes, next) * stride, stride);
+                prefetch_row(t->rows + index_at(indices, index_bytes, next) * stride, stride, far);
             }
             float scale, row_bias;
             memcpy(&scale, tail[r], sizeof scale);
@@ -196,16 +214,6 @@ INLINE void finish(const float *acc, int64_t n, float bias, float divisor, float
     }
 }
 
-/* Sum of 32-bit lanes modulo 2^32. (The compiler's own reduction adds the last lanes as signed numbers.) */
-INLINE uint32_t sum_words32(__m512i x)
-{
-    const __m256i a = _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
-    __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4e));
-    b = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0xb1));
-    return (uint32_t)_mm_cvtsi128_si32(b);
-}
-
 /* Sums of the lanes of two vectors at once: a short bag is little more than its sums. */
 INLINE void reduce_integers(__m512i a, __m512i b, uint64_t *sum_a, uint64_t *sum_b)
 {
@@ -235,6 +243,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     s.codes = s.params = s.rows = s.weights = _mm512_setzero_si512();
     s.visited = 0;
     s.reference = s.magnitude = _mm512_setzero_pd();
+    if (begin == 0)
+        prefetch_first(t, indices, index_bytes, total);
     for (int64_t column = 0; column < t->dim; column += 256) {
         const int64_t n = t->dim - column < 256 ? t->dim - column : 256;
         const float bias = table[(n + 15) / 16 - 1][check != 0](t, indices, index_bytes, weights, begin, end, total,

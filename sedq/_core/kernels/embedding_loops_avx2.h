@@ -3,6 +3,7 @@
 #define SEDQ_EMBEDDING_LOOPS_AVX2_H
 
 #include "embedding_avx2.h"
+#include "embedding_sums_avx2.h"
 
 enum { COLUMNS = 64 };
 

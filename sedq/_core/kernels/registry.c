@@ -53,6 +53,7 @@ static void init_avx512vnni(sedq_context *c)
     init_reference(c);
     AVX2_BAGS(c);
     SEDQ_INIT(gemm_avx512vnni)(c);
+    SEDQ_INIT(epilogue_avx512vnni)(c);
     SEDQ_INIT(embedding_avx512vnni)(c);
 #ifdef SEDQ_BUILD_AVX2
     SEDQ_INIT(scan_avx2)(c); /* what has AVX-512 has AVX2, and memory is no faster */
