@@ -206,6 +206,13 @@ def test_copies(packed: sedq.PackedWeights, how: str) -> None:
     assert (plain.encode, plain.bias, plain.scale.shape) == ((), None, ())
 
 
+def test_what_kernels_are_given_is_not_pickled(w: np.ndarray) -> None:
+    packed = sedq.pack_weights(w)
+    for inner in (packed._core, packed.integer_epilogue(0)):  # they hold pointers
+        with pytest.raises(TypeError, match="cannot pickle"):
+            pickle.dumps(inner)
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "pickle 5"])
 def test_copies_of_corrupted_weights(packed: sedq.PackedWeights, w: np.ndarray, how: str) -> None:
     corrupt(packed, {(3, 3): 9})
