@@ -26,28 +26,39 @@ INLINE uint32_t sum_words32(__m256i x)
     return (uint32_t)_mm_cvtsi128_si32(y);
 }
 
-/* Add the bias, divide, sum and store one block of columns. */
+/* 8 outputs: the bias added, divided */
+INLINE __m256 finished(const float *acc, float bias, float divisor)
+{
+    const __m256 y = _mm256_add_ps(_mm256_load_ps(acc), _mm256_set1_ps(bias));
+    return divisor == 1.0f ? y : _mm256_div_ps(y, _mm256_set1_ps(divisor));
+}
+
+INLINE void sum_outputs(__m256 y, __m256d *pooled, __m256i *bits)
+{
+    pooled[0] = _mm256_add_pd(pooled[0], low_doubles(y)); /* two sums, as one would wait for itself */
+    pooled[1] = _mm256_add_pd(pooled[1], high_doubles(y));
+    *bits = _mm256_add_epi32(*bits, _mm256_castps_si256(y));
+}
+
+/* Finish, sum and store one block of columns. */
 INLINE void finish(const float *acc, int64_t n, float bias, float divisor, float *out, int check, __m256d *pooled,
                    __m256i *bits)
 {
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    for (int64_t j = 0; j < n; j += 8) {
-        __m256 y = _mm256_add_ps(_mm256_load_ps(acc + j), _mm256_set1_ps(bias));
-        if (divisor != 1.0f)
-            y = _mm256_div_ps(y, _mm256_set1_ps(divisor));
-        if (n - j >= 8) {
-            _mm256_storeu_ps(out + j, y);
-        } else {
-            const __m256i m = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n - j)), lanes);
-            y = _mm256_and_ps(y, _mm256_castsi256_ps(m));
-            _mm256_maskstore_ps(out + j, m, y);
-        }
-        if (!check)
-            continue;
-        pooled[0] = _mm256_add_pd(pooled[0], low_doubles(y)); /* two sums, as one would wait for itself */
-        pooled[1] = _mm256_add_pd(pooled[1], high_doubles(y));
-        *bits = _mm256_add_epi32(*bits, _mm256_castps_si256(y));
+    const int64_t rest = n % 8, whole = n - rest;
+    for (int64_t j = 0; j < whole; j += 8) {
+        const __m256 y = finished(acc + j, bias, divisor);
+        _mm256_storeu_ps(out + j, y);
+        if (check)
+            sum_outputs(y, pooled, bits);
     }
+    if (!rest)
+        return;
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i m = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)rest), lanes);
+    const __m256 y = _mm256_and_ps(finished(acc + whole, bias, divisor), _mm256_castsi256_ps(m));
+    _mm256_maskstore_ps(out + whole, m, y);
+    if (check)
+        sum_outputs(y, pooled, bits);
 }
 
 /* Sum of the indices, in a loop of its own: the digest sees them as loaded a second time. */
