@@ -31,8 +31,8 @@ class DLRM:
     Parameters
     ----------
     bottom : sequence of (weight, bias)
-        Layers of the bottom MLP over the dense features, weight (N, K) and bias (N,) float32. ReLU between layers, none
-        after the last, whose N is the dimension d of the embeddings.
+        Layers of the bottom MLP over the dense features, weight (N, K) and bias (N,) float32, or None. ReLU between
+        layers, none after the last, whose N is the dimension d of the embeddings.
     tables : sequence of ndarray of float32, (rows, d)
         Embedding tables.
     top : sequence of (weight, bias)
@@ -67,9 +67,9 @@ class DLRM:
 
     def __init__(
         self,
-        bottom: Sequence[tuple[ArrayLike, ArrayLike]],
+        bottom: Sequence[tuple[ArrayLike, ArrayLike | None]],
         tables: Sequence[ArrayLike],
-        top: Sequence[tuple[ArrayLike, ArrayLike]],
+        top: Sequence[tuple[ArrayLike, ArrayLike | None]],
         modes: str | Sequence[str] = "sum",
     ) -> None:
         self.float_model: FloatDLRM | None = float_dlrm(bottom, tables, top, modes)
@@ -222,7 +222,7 @@ class DLRM:
             raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, CHECKS))} here")
         if not self.quantized:
             raise ValueError("model: got one that is not quantised, expected a call of quantize(samples) first")
-        inputs, rows = self.bottom[0].packed.shape[1], [bag.shape[0] for bag in self.bags]
+        inputs, rows = self.bottom[0].packed.shape[1], [bag.asked_rows for bag in self.bags]
 
         def compute() -> NDArray[np.float32]:
             requests = requests_of(dense, indices, offsets, include_last_offset, inputs, rows)

@@ -130,7 +130,7 @@ class EmbeddingBag(Pooling):
             raise ValueError(f"weight: got shape {w.shape}, expected at least one row")
         dim = layouts.check_dim("weight", w.shape[1], bits)
         rows = layouts.add_digests(layouts.quantize_rows(w, bits), dim, bits=bits)
-        source = FloatSource(w, bits) if keep_source else None
+        source = FloatSource(w, bits) if _validation.boolean("keep_source", keep_source) else None
         table = _rows.Table(rows, dim, bits)
         return cls(table, mode, source, padding_idx=padding_idx, index_mapping=index_mapping, locate=locate, parity=parity)
 
@@ -190,7 +190,7 @@ class EmbeddingBag(Pooling):
         """
         rows, at = layouts.table_geometry(rows, bits, layout, dim)
         table = _rows.Table(layouts.add_digests(rows, at.dim, bits=bits, layout=layout), at.dim, bits)
-        source = FusedSource(rows) if keep_source else None
+        source = FusedSource(rows) if _validation.boolean("keep_source", keep_source) else None
         return cls(
             table,
             mode,

@@ -19,6 +19,7 @@ PAPER_BOUND = 1e-5
 
 def bags(indices: ArrayLike, offsets: ArrayLike | None, include_last_offset: bool) -> tuple[Array, Array]:
     """Return indices (L,) and offsets (B + 1,) int64 with the last one, from any of the accepted forms."""
+    _validation.boolean("include_last_offset", include_last_offset)
     index = _validation.integers("indices", indices, (1, 2))
     if index.ndim == 2:
         if offsets is not None:
