@@ -190,7 +190,7 @@ class EmbeddingBag(Pooling):
         """
         rows, at = layouts.table_geometry(rows, bits, layout, dim)
         table = _rows.Table(layouts.add_digests(rows, at.dim, bits=bits, layout=layout), at.dim, bits)
-        source = FusedSource(rows) if _validation.boolean("keep_source", keep_source) else None
+        source = FusedSource(rows[:, : at.width]) if _validation.boolean("keep_source", keep_source) else None
         return cls(
             table,
             mode,
