@@ -27,13 +27,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     What was written through a link is in the file that it leads to, and a file that existed keeps its permissions.
     ValueError for a device; OSError where nothing can be written.
     """
-    target = Path(os.path.realpath(path))
+    given, target = Path(path), Path(os.path.realpath(path))
+    if given.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(given))
+    if given.exists() and not stat.S_ISREG(given.stat().st_mode):
+        raise ValueError(f"{given}: got a device, expected an ordinary file or none")
     if target.is_symlink():  # what a link leads to is none, unless it leads to itself
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(target))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        raise ValueError(f"{target}: got a device, expected an ordinary file or none")
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(given))
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
     # never readable by more than the file it replaces; the umask takes permissions away, which are given back

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import sedq
 from sedq import demo, faults
+from sedq._archive import Writer
 from sedq._files import replacing
 from sedq.datasets import load_msweb
 
@@ -72,11 +73,12 @@ def corrupt_row(model: sedq.DLRM, patch: pytest.MonkeyPatch) -> None:
 
 
 def full_disk(model: sedq.DLRM, patch: pytest.MonkeyPatch) -> None:
-    def savez(stream: Any, **arrays: Array) -> None:
-        stream.write(b"half of it")
-        raise OSError(28, "No space left on device")
+    def array(self: Writer, name: str, a: Array) -> None:
+        if name.startswith("top"):
+            raise OSError(28, "No space left on device")
+        self.pieces(name, a.dtype, a.shape, [a])
 
-    patch.setattr(np, "savez", savez)
+    patch.setattr(Writer, "array", array)
 
 
 def no_replace(model: sedq.DLRM, patch: pytest.MonkeyPatch) -> None:
@@ -165,6 +167,16 @@ def test_a_link_is_followed(model: sedq.DLRM, tmp_path: Path, exists: bool) -> N
     with pytest.raises(OSError, match="link"):
         model.save(link)
     assert link.is_symlink()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="names of open files are those of Linux")
+def test_a_link_to_a_pipe_is_a_device(tmp_path: Path) -> None:
+    ends = os.pipe()
+    (tmp_path / "link").symlink_to(f"/proc/self/fd/{ends[1]}")
+    with pytest.raises(ValueError, match="link: got a device"), replacing(tmp_path / "link"):
+        pass
+    for end in ends:
+        os.close(end)
 
 
 @pytest.mark.parametrize("name", ["", "no/such/folder"])

@@ -255,10 +255,13 @@ class DLRM:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the quantised model to a file (``.npz``), through a temporary one.
 
+        Rows that would have been restored from a file that the model was loaded from are restored from this one from now
+        on, updated ones too.
+
         Parameters
         ----------
         path : path-like
-            Replaced if it exists.
+            Replaced if it exists; a link is followed, and permissions are kept.
 
         Raises
         ------
@@ -287,7 +290,7 @@ class DLRM:
         Raises
         ------
         ModelFileError
-            For a file that is truncated, altered, of another version, or not such a model.
+            For a file that is truncated, altered, of a version to come, or not such a model.
         OSError
             If the file can't be read.
         """

@@ -124,6 +124,16 @@ class Pruning:
         """How many different indices may be asked for."""
         return self.rows if self.mapping is None else len(self.mapping)
 
+    @property
+    def intact(self) -> bool:
+        """Whether the mapping and its inverse agree about all indices."""
+        if self.mapping is None or self.inverse is None:
+            return True
+        try:
+            return np.array_equal(_inverse(self.mapping, self.rows), self.inverse)
+        except ValueError:  # nor is it a mapping any more
+            return False
+
     def apply(
         self, indices: Array, offsets: Array, weights: Array | None, *, compare: bool = True
     ) -> tuple[Array, Array, Array | None, Array]:
