@@ -12,10 +12,10 @@ from scipy.special import expit
 
 from sedq import _validation
 
-__all__ = ["FloatDLRM", "float_dlrm"]
+__all__ = ["FloatDLRM", "float_dlrm", "linear", "mlp"]
 
 Array = NDArray[Any]
-Layer = tuple[Array, Array]
+Layer = tuple[Array, Array | None]
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,17 @@ def mlp(x: Array, layers: Sequence[Layer]) -> Array:
     for number, (weight, bias) in enumerate(layers):
         if number:
             x = np.maximum(x, np.float32(0))
-        x = x @ weight.T + bias
+        x = linear(x, weight, bias)
     return x
 
 
-def _layers(name: str, layers: Sequence[tuple[ArrayLike, ArrayLike]], inputs: int | None) -> list[Layer]:
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """Apply a linear layer."""
+    product = x @ weight.T
+    return product if bias is None else product + bias
+
+
+def _layers(name: str, layers: Sequence[tuple[ArrayLike, ArrayLike | None]], inputs: int | None) -> list[Layer]:
     """Check that layers fit one another and return them as float32."""
     checked: list[Layer] = []
     for number, layer in enumerate(layers):
@@ -72,7 +78,8 @@ def _layers(name: str, layers: Sequence[tuple[ArrayLike, ArrayLike]], inputs: in
         weight = _validation.finite_array(f"{name}[{number}] weight", layer[0], (None, inputs))
         if 0 in weight.shape:
             raise ValueError(f"{name}[{number}] weight: got shape {weight.shape}, expected neither dimension 0")
-        checked.append((weight, _validation.finite_array(f"{name}[{number}] bias", layer[1], (len(weight),))))
+        bias = None if layer[1] is None else _validation.finite_array(f"{name}[{number}] bias", layer[1], (len(weight),))
+        checked.append((weight, bias))
         inputs = len(weight)
     if not checked:
         raise ValueError(f"{name}: got no layers, expected at least one")
@@ -80,9 +87,9 @@ def _layers(name: str, layers: Sequence[tuple[ArrayLike, ArrayLike]], inputs: in
 
 
 def float_dlrm(
-    bottom: Sequence[tuple[ArrayLike, ArrayLike]],
+    bottom: Sequence[tuple[ArrayLike, ArrayLike | None]],
     tables: Sequence[ArrayLike],
-    top: Sequence[tuple[ArrayLike, ArrayLike]],
+    top: Sequence[tuple[ArrayLike, ArrayLike | None]],
     modes: str | Sequence[str],
 ) -> FloatDLRM:
     """Check the arrays of a DLRM and that they fit one another; ValueError says which doesn't."""

@@ -12,7 +12,7 @@ import pytest
 import sedq
 from helpers import calibrations
 from helpers.calibrations import ROWS, alarms, table, trace
-from sedq import faults
+from sedq import demo, faults
 from sedq.calibration import calibrate_thresholds
 from sedq.datasets import Trace, load_msweb
 from sedq.exceptions import SoftErrorDetected
@@ -109,3 +109,27 @@ def test_plot_draws_every_part(bag: sedq.EmbeddingBag) -> None:
         assert any("threshold" in label for label in labels) == (method != "bound")
         assert any("Pareto" in label for label in labels) == (method == "gpd")
         ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("form", ["tuple", "list", "object"])
+def test_samples_of_a_model_are_requests_that_fit_it(form: str) -> None:
+    model = demo.build(load_msweb())
+    r = load_msweb().heldout.batch(0, 20)
+
+    def samples(dense: Any, offsets: Any) -> Any:
+        request = (dense, r.indices, offsets)
+        return {
+            "tuple": request,
+            "list": [request],
+            "object": SimpleNamespace(dense=dense, indices=r.indices, offsets=offsets),
+        }[form]
+
+    last = form != "object"
+    calibrated = calibrate_thresholds(model, samples(r.dense, r.offsets), 0.1, method="bound", include_last_offset=last)
+    assert calibrated.samples == 20 * len(model.bags)
+    if last:
+        with pytest.raises(ValueError, match=r"offsets\[0\]: got 21 bags, expected one per request, 20"):
+            calibrate_thresholds(model, samples(r.dense, r.offsets), 0.1, method="bound")
+    for dense, message in ((r.dense[:10], "expected one per request, 10"), (None, "dense: got")):
+        with pytest.raises(ValueError, match=message):
+            calibrate_thresholds(model, samples(dense, r.offsets), 0.1, method="bound", include_last_offset=last)

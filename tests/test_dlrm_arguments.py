@@ -48,7 +48,6 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "weight NaN": ({"bottom": [(ones(4, 3) * np.nan, ones(4))]}, r"bottom\[0\] weight: got NaN"),
     "weight beyond float32": ({"bottom": [(np.full((4, 3), 1e39), ones(4))]}, r"bottom\[0\] weight: got NaN or infinite"),
     "bias inf": ({"top": [(ones(1, 7), ones(1) * np.inf)]}, r"top\[0\] bias: got NaN or infinite"),
-    "bias None": ({"top": [(ones(1, 7), None)]}, r"top\[0\] bias"),
     "bias length": ({"bottom": [(ones(4, 3), ones(3))]}, r"bottom\[0\] bias: .* expected float32 of shape \(4,?\)"),
     "layers apart": ({"bottom": [(ones(5, 3), ones(5)), (ones(4, 6), ones(4))]}, r"bottom\[1\] weight: .*\(any, 5\)"),
     "bottom not d": ({"bottom": [(ones(5, 3), ones(5))]}, r"tables\[0\]: got float32 array of shape \(5, 4\)"),
@@ -191,3 +190,33 @@ FROZEN: dict[str, Any] = {
 def test_frozen_parts_that_do_not_fit(model: sedq.DLRM, case: str) -> None:
     with pytest.raises((ValueError, TypeError), match=r"bottom|bags|top"):
         sedq.DLRM.from_quantized(*FROZEN[case](model))
+
+
+@pytest.mark.parametrize("part", ["bottom", "top"])
+def test_layers_without_bias_are_those_of_zeros(part: str) -> None:
+    without = SOUND | {part: [(weight, None) for weight, _ in SOUND[part]]}
+    zeros = SOUND | {part: [(weight, 0 * bias) for weight, bias in SOUND[part]]}
+    dense = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    request = (dense, INDICES, OFFSETS)
+    made = [sedq.DLRM(**parts).quantize(request) for parts in (without, zeros)]
+    np.testing.assert_array_equal(*(model(*request) for model in made))
+    np.testing.assert_array_equal(*(model.predict_float(*request) for model in made))
+
+
+def test_a_pruned_table_is_asked_for_what_it_maps(model: sedq.DLRM) -> None:
+    mapping = np.full(20, -1)
+    mapping[::2] = np.arange(10)
+    bag = sedq.EmbeddingBag.from_float(ones(10, DIM) * np.arange(10, dtype=np.float32)[:, None], index_mapping=mapping)
+    plain = sedq.EmbeddingBag.from_fused(bag.to_fused())
+    models = [sedq.DLRM.from_quantized(model.bottom, [b, model.bags[1]], model.top) for b in (bag, plain)]
+    got = models[0](ones(2, 3), [np.array([[18, 6], [12, 3]]), np.array([[0], [10]])])
+    want = models[1](ones(2, 3), [np.array([9, 3, 6]), np.array([0, 10])], [np.array([0, 2]), np.array([0, 1])])
+    np.testing.assert_array_equal(got, want)
+    with pytest.raises(IndexError, match=r"indices\[0\]: got 0 to 20, expected 0 to 19"):
+        models[0](ones(2, 3), [np.array([[0], [20]]), np.array([[0], [10]])])
+
+
+@pytest.mark.parametrize("value", [1, "no", None])
+def test_include_last_offset_is_a_switch(model: sedq.DLRM, value: Any) -> None:
+    with pytest.raises(ValueError, match="include_last_offset: got"):
+        model(ones(2, 3), INDICES, OFFSETS, include_last_offset=value)

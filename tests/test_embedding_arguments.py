@@ -286,3 +286,11 @@ def test_row_numbers_of_a_wrong_kind(rows: Any, method: str, bag: sedq.Embedding
     with pytest.raises((ValueError, IndexError), match=r"rows: got .*expected"):
         getattr(bag, method)(rows)
     assert bag.bad_rows() == []
+
+
+@pytest.mark.parametrize("value", [1, "no", None])
+def test_keep_source_is_a_switch(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"keep_source: got .*, expected True or False"):
+        sedq.EmbeddingBag.from_float(np.ones((ROWS, DIM), np.float32), keep_source=value)
+    with pytest.raises(ValueError, match=r"keep_source: got .*, expected True or False"):
+        sedq.EmbeddingBag.from_fused(FUSED, keep_source=value)

@@ -129,6 +129,14 @@ def test_corrupted_row_is_restored(
     assert seen.detections == 0
 
 
+def test_padded_rows_are_a_source_too() -> None:
+    padded = from_float(bits=4).to_fused("tbe", align=16)
+    bag = sedq.EmbeddingBag.from_fused(padded, bits=4, layout="tbe", dim=table().shape[1], keep_source=True)
+    assert bag.to_fused("tbe").shape[1] < padded.shape[1]
+    corrupt(bag, 7)
+    assert bag.restore([7]) == [7]
+
+
 @MAKERS
 def test_several_rows_in_several_bags(make: Callable[..., sedq.EmbeddingBag], kernels: _dispatch.Context) -> None:
     bag = make()

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import model_file
+from sedq import _archive
 from sedq.datasets import load_msweb
 
 Array = NDArray[Any]
@@ -72,7 +72,8 @@ def forge(path: Path, arrays: Arrays) -> None:
     """Write changed arrays with digests made anew, so that only their meaning can be refused."""
     header = header_of(arrays)
     for name in header["arrays"]:
-        header["arrays"][name]["sha256"] = model_file._digest(arrays[name])
+        a = arrays[name]
+        header["arrays"][name] = {"shape": list(a.shape), "dtype": a.dtype.str, "sha256": _archive.digest(a)}
     write(path, arrays, header)
 
 
@@ -109,11 +110,11 @@ def test_round_trip_of_few_tables(tmp_path: Path, rows: tuple[int, ...]) -> None
 def test_the_header_says_format_version_and_arrays(path: Path) -> None:
     arrays = contents(path)
     header = header_of(arrays)
-    assert (header["format"], header["version"]) == ("sedq-dlrm", 1)
+    assert (header["format"], header["version"]) == ("sedq-dlrm", 2)
     assert set(header["arrays"]) == set(arrays) - {"header", "header_sha256"}
     for name, entry in header["arrays"].items():
         assert (tuple(entry["shape"]), entry["dtype"]) == (arrays[name].shape, arrays[name].dtype.str)
-        assert entry["sha256"] == model_file._digest(arrays[name])
+        assert entry["sha256"] == _archive.digest(arrays[name])
 
 
 # ---- damaged, foreign and forged files
@@ -237,7 +238,7 @@ def drop(*keys: Any) -> Callable[[Any], None]:
 HEADERS: dict[str, Callable[[Any], None]] = {
     **{f"no {key}": drop(key) for key in ("format", "version", "arrays", "bottom", "top", "tables")},
     "other format": set_at("format", to="msweb"),
-    "other version": set_at("version", to=2),
+    "other version": set_at("version", to=3),
     "version text": set_at("version", to="1"),
     "arrays None": set_at("arrays", to=None),
     "arrays empty": set_at("arrays", to={}),
@@ -254,6 +255,14 @@ HEADERS: dict[str, Callable[[Any], None]] = {
     "unknown mode": set_at("tables", 0, "mode", to="max"),
     "mode missing": drop("tables", 0, "mode"),
     "unknown bits": set_at("tables", 0, "bits", to=4),
+    "dim beyond the rows": set_at("tables", 0, "dim", to=5),
+    "dim missing": drop("tables", 0, "dim"),
+    "padding beyond the rows": set_at("tables", 0, "padding_idx", to=5),
+    "padding text": set_at("tables", 0, "padding_idx", to="1"),
+    "locate 1": set_at("tables", 0, "locate", to=1),
+    "parity 0": set_at("tables", 0, "parity", to=0),
+    "blocks of none": set_at("tables", 0, "block", to=0),
+    "blocks smaller": set_at("tables", 0, "block", to=2),
     "unknown encoding": set_at("bottom", 0, "encode", to=["mod3"]),
     "relu missing": drop("top", 0, "relu"),
     "input missing": set_at("bottom", 0, "input", to=None),
@@ -308,6 +317,8 @@ FORGED: dict[str, Callable[[Arrays], Arrays]] = {
     "rows flat": lambda a: {"table.0.rows": a["table.0.rows"][0]},
     "rows narrower": lambda a: {"table.0.rows": a["table.0.rows"][:, 1:]},
     "rows without codes": lambda a: {"table.0.rows": a["table.0.rows"][:, 4:]},
+    "rows of float32, as wide": lambda a: {"table.0.rows": np.zeros((5, 3), np.float32)},
+    "blocks narrower": lambda a: {"table.0.blocks": a["table.0.blocks"][:, 1:]},
     "rows NaN": lambda a: {"table.0.rows": a["table.0.rows"] | 255},
 }
 

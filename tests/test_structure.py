@@ -24,7 +24,7 @@ ROOT = Path(sedq.__file__).parent
 LAYERS = (
     {"cli", "demo"},
     {"calibration", "faults", "scrub"},
-    {"dlrm", "datasets", "model_file", "float_model"},
+    {"dlrm", "datasets", "model_file", "_archive", "float_model"},
     {"linear", "embedding", "quantized_linear"},
     {"checks", "weights", "recovery"},
     {"observers", "qparams", "reference", "_statistics", "_validation", "_config", "_files", "exceptions", "_info"},

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sedq import _config, _validation
 from sedq._core import _embedding
 from sedq.dlrm import DLRM
+from sedq.dlrm.arguments import requests_of
 from sedq.embedding import EmbeddingBag
 from sedq.embedding.requests import bags
 from sedq.exceptions import SoftErrorDetected
@@ -86,11 +87,8 @@ def collect(target: EmbeddingBag | DLRM, samples: object, include_last_offset: b
         raise TypeError(f"bag_or_model: got {_validation.describe(target)}, expected EmbeddingBag or DLRM")
     if not target.bags:
         raise ValueError("bag_or_model: got a model that is not quantised or has no tables, expected one to calibrate")
-    calls = list(_model_calls(samples, len(target.bags), include_last_offset))
-    runs = [_run(bag, [call[t] for call in calls]) for t, bag in enumerate(target.bags)]
-    if any(run.calls != runs[0].calls for run in runs):
-        raise ValueError("samples: got tables with different numbers of bags, expected one bag per request and table")
-    return runs
+    calls = list(_model_calls(samples, target, include_last_offset))
+    return [_run(bag, [call[t] for call in calls]) for t, bag in enumerate(target.bags)]
 
 
 Call = tuple[Array, Array, Array | None]
@@ -114,22 +112,21 @@ def _bag_calls(samples: object, include_last_offset: bool) -> Iterator[Call]:
             )
 
 
-def _model_calls(samples: object, tables: int, include_last_offset: bool) -> Iterator[list[Call]]:
-    """Yield for each call what each table is given."""
+def _model_calls(samples: object, model: DLRM, include_last_offset: bool) -> Iterator[list[Call]]:
+    """Yield for each call what each table is given; the calls are checked as the model would."""
+    inputs, rows = model.bottom[0].packed.shape[1], [bag.asked_rows for bag in model.bags]
     for sample in _listed(samples):
-        if hasattr(sample, "indices") and hasattr(sample, "offsets"):
-            indices, offsets, last = sample.indices, sample.offsets, True
+        if all(hasattr(sample, name) for name in ("dense", "indices", "offsets")):
+            request, last = (sample.dense, sample.indices, sample.offsets), True
         elif isinstance(sample, (tuple, list)) and len(sample) == 3:
-            (_, indices, offsets), last = sample, include_last_offset
+            request, last = tuple(sample), include_last_offset
         else:
             raise ValueError(
                 f"samples: got {_validation.describe(sample)}, expected (dense, indices, offsets), requests with these as "
                 "attributes, or a list of them"
             )
-        given = [None] * len(indices) if offsets is None else offsets
-        if len(indices) != tables or len(given) != tables:
-            raise ValueError(f"samples: got {len(indices)} and {len(given)} indices and offsets, expected {tables}")
-        yield [(*bags(i, o, last), None) for i, o in zip(indices, given, strict=True)]
+        _, indices, offsets = requests_of(*request, last, inputs, rows)
+        yield [(i, o, None) for i, o in zip(indices, offsets, strict=True)]
 
 
 def _listed(samples: object) -> Sequence[Any]:

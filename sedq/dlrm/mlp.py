@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq import _config
+from sedq.float_model import linear
 from sedq.observers import MinMaxObserver
 from sedq.quantized_linear import QuantizedLinear
 
@@ -18,7 +19,7 @@ __all__ = ["quantize_mlp", "run_mlp"]
 Array = NDArray[Any]
 
 
-def quantize_mlp(layers: Sequence[tuple[Array, Array]], x: Array) -> list[QuantizedLinear]:
+def quantize_mlp(layers: Sequence[tuple[Array, Array | None]], x: Array) -> list[QuantizedLinear]:
     """Quantise the layers of an MLP; the output parameters of each are the input parameters of the next.
 
     `x` is float64, and rounded to float32 where it is looked at: the last bits of a float32 product depend on how many
@@ -27,7 +28,7 @@ def quantize_mlp(layers: Sequence[tuple[Array, Array]], x: Array) -> list[Quanti
     made = [QuantizedLinear.from_float(w, b, relu=i + 1 < len(layers), keep_source=True) for i, (w, b) in enumerate(layers)]
     for layer, (w, b) in zip(made, layers, strict=True):
         layer.input_qparams = MinMaxObserver().observe(x.astype(np.float32)).qparams()
-        x = np.maximum(x @ w.T + b, np.float32(0))
+        x = np.maximum(linear(x, w, b), np.float32(0))
     for layer, following in itertools.pairwise(made):
         layer.output_qparams = following.input_qparams
     return made

@@ -31,8 +31,8 @@ class DLRM:
     Parameters
     ----------
     bottom : sequence of (weight, bias)
-        Layers of the bottom MLP over the dense features, weight (N, K) and bias (N,) float32. ReLU between layers, none
-        after the last, whose N is the dimension d of the embeddings.
+        Layers of the bottom MLP over the dense features, weight (N, K) and bias (N,) float32, or None. ReLU between
+        layers, none after the last, whose N is the dimension d of the embeddings.
     tables : sequence of ndarray of float32, (rows, d)
         Embedding tables.
     top : sequence of (weight, bias)
@@ -67,9 +67,9 @@ class DLRM:
 
     def __init__(
         self,
-        bottom: Sequence[tuple[ArrayLike, ArrayLike]],
+        bottom: Sequence[tuple[ArrayLike, ArrayLike | None]],
         tables: Sequence[ArrayLike],
-        top: Sequence[tuple[ArrayLike, ArrayLike]],
+        top: Sequence[tuple[ArrayLike, ArrayLike | None]],
         modes: str | Sequence[str] = "sum",
     ) -> None:
         self.float_model: FloatDLRM | None = float_dlrm(bottom, tables, top, modes)
@@ -222,7 +222,7 @@ class DLRM:
             raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, CHECKS))} here")
         if not self.quantized:
             raise ValueError("model: got one that is not quantised, expected a call of quantize(samples) first")
-        inputs, rows = self.bottom[0].packed.shape[1], [bag.shape[0] for bag in self.bags]
+        inputs, rows = self.bottom[0].packed.shape[1], [bag.asked_rows for bag in self.bags]
 
         def compute() -> NDArray[np.float32]:
             requests = requests_of(dense, indices, offsets, include_last_offset, inputs, rows)
@@ -255,10 +255,13 @@ class DLRM:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the quantised model to a file (``.npz``), through a temporary one.
 
+        Rows that would have been restored from a file that the model was loaded from are restored from this one from now
+        on, updated ones too.
+
         Parameters
         ----------
         path : path-like
-            Replaced if it exists.
+            Replaced if it exists; a link is followed, and permissions are kept.
 
         Raises
         ------
@@ -287,7 +290,7 @@ class DLRM:
         Raises
         ------
         ModelFileError
-            For a file that is truncated, altered, of another version, or not such a model.
+            For a file that is truncated, altered, of a version to come, or not such a model.
         OSError
             If the file can't be read.
         """

@@ -5,7 +5,6 @@ The way of a call: validate indices, offsets and weights -> `Pooling.pool`, whic
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from sedq import _config, _validation
 from sedq._core import _rows
 from sedq.embedding import layouts, repair, requests
-from sedq.embedding.guard import Guard
+from sedq.embedding.copies import Copied
 from sedq.embedding.index_batch import IndexBatch, consume
-from sedq.embedding.pooling import Pooling
 from sedq.embedding.sources import FloatSource, FusedSource, Source
 
 __all__ = ["EmbeddingBag"]
@@ -25,7 +23,7 @@ Array = NDArray[Any]
 Mode = Literal["sum", "mean"]
 
 
-class EmbeddingBag(Pooling):
+class EmbeddingBag(Copied):
     """Sums or means of rows of a quantised table, each call checked.
 
     Made by `from_float`, `from_fused` or `view_fused`. Rows are kept with a digest of their bytes and of their number, 8
@@ -130,7 +128,7 @@ class EmbeddingBag(Pooling):
             raise ValueError(f"weight: got shape {w.shape}, expected at least one row")
         dim = layouts.check_dim("weight", w.shape[1], bits)
         rows = layouts.add_digests(layouts.quantize_rows(w, bits), dim, bits=bits)
-        source = FloatSource(w, bits) if keep_source else None
+        source = FloatSource(w, bits) if _validation.boolean("keep_source", keep_source) else None
         table = _rows.Table(rows, dim, bits)
         return cls(table, mode, source, padding_idx=padding_idx, index_mapping=index_mapping, locate=locate, parity=parity)
 
@@ -190,7 +188,7 @@ class EmbeddingBag(Pooling):
         """
         rows, at = layouts.table_geometry(rows, bits, layout, dim)
         table = _rows.Table(layouts.add_digests(rows, at.dim, bits=bits, layout=layout), at.dim, bits)
-        source = FusedSource(rows) if keep_source else None
+        source = FusedSource(rows[:, : at.width]) if _validation.boolean("keep_source", keep_source) else None
         return cls(
             table,
             mode,
@@ -255,58 +253,6 @@ class EmbeddingBag(Pooling):
         table = layouts.attach_sidecar(rows, at, progress, lambda first, stop: repair.take(kept, rows, first, stop))
         bag = cls(table, mode, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping)
         bag._redundancy = repair.Redundancy(table, *kept)
-        return bag
-
-    def to_fused(self, layout: str = "torch", *, align: int = 1) -> NDArray[np.uint8]:
-        """Return the rows in a layout, as `from_fused` takes them: uint8 (rows, bytes).
-
-        Parameters
-        ----------
-        layout : {"torch", "half", "tbe"}, default "torch"
-            Layout of the rows.
-        align : int, default 1
-            Pad rows with zeros to a multiple of so many bytes; TorchRec has 16 with layout ``"tbe"``.
-
-        Raises
-        ------
-        ValueError
-            For a layout with float16 scale and bias, if they are not float16 numbers.
-        SoftErrorDetected
-            If rows are corrupted and can't be restored.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import sedq
-        >>> bag = sedq.EmbeddingBag.from_float(np.ones((2, 64), dtype=np.float32), bits=4)
-        >>> bag.to_fused().shape, bag.to_fused("tbe", align=16).shape
-        ((2, 36), (2, 48))
-        """
-        layouts.geometry(layout, self.bits, self.shape[1])
-        align = _validation.integer("align", align, 1, 2**20)
-        with self._guard.exclusive():
-            self.require_intact()
-            return layouts.strip_digests(self._own_rows(), self.shape[1], bits=self.bits, layout=layout, align=align)
-
-    def _own_rows(self) -> Array:
-        """Rows of ours, copied from another layout if need be."""
-        if self._table.own:
-            return self._table.rows
-        rows = layouts.add_digests(self._table.rows, self.shape[1], bits=self.bits, layout=self._layout)
-        for number, row in self._redundancy.overlay.items():
-            rows[number] = self._sealed(number, row)
-        return rows
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        with self._guard.exclusive():
-            self.require_intact()
-            state = {name: value for name, value in vars(self).items() if name not in ("_guard", "_redundancy", "_table")}
-            return type(self)._restored, (copy.deepcopy(self._redundancy), state)
-
-    @classmethod
-    def _restored(cls, redundancy: repair.Redundancy, state: dict[str, Any]) -> EmbeddingBag:
-        bag = cls.__new__(cls)
-        vars(bag).update(state, _guard=Guard(), _redundancy=redundancy, _table=redundancy.table)
         return bag
 
     def __repr__(self) -> str:

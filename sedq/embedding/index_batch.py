@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sedq import _config, _validation, recovery
+from sedq import _config, recovery
 from sedq._core import _syndromes
 from sedq.embedding.requests import bags, weights_of
 
@@ -110,7 +110,7 @@ class IndexBatch:
         per_sample_weights: ArrayLike | None = None,
         include_last_offset: bool = False,
     ) -> None:
-        index, starts = bags(indices, offsets, _validation.boolean("include_last_offset", include_last_offset))
+        index, starts = bags(indices, offsets, include_last_offset)
         self._parts = {"indices": Sealed(index), "offsets": Sealed(starts)}
         if per_sample_weights is not None:
             weights = weights_of(per_sample_weights, np.shape(indices))

@@ -221,8 +221,10 @@ def allocate(rows: int, width: int) -> Array:
     return raw[start : start + size].reshape(rows, width)
 
 
-def add_digests(fused: Array, dim: int, first: int = 0, *, bits: int = 8, layout: str = "torch") -> Array:
-    """Return rows of ours from rows of a layout, the first of which has the number `first`.
+def add_digests(
+    fused: Array, dim: int, first: int = 0, *, bits: int = 8, layout: str = "torch", out: Array | None = None
+) -> Array:
+    """Return rows of ours, or zeroed ones filled, from rows of a layout, the first of which has the number `first`.
 
     Raises
     ------
@@ -230,7 +232,7 @@ def add_digests(fused: Array, dim: int, first: int = 0, *, bits: int = 8, layout
         For scales, biases or values that are not finite.
     """
     at = geometry(layout, bits, dim)
-    rows = allocate(len(fused), _rows.row_bytes(dim, bits))
+    rows = allocate(len(fused), _rows.row_bytes(dim, bits)) if out is None else out
     rows[:, : at.code_bytes] = fused[:, at.codes_at : at.codes_at + at.code_bytes]
     params = fused[:, at.params_at : at.params_at + at.params]
     if bits == 8 and at.half:

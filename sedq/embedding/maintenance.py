@@ -79,6 +79,13 @@ class Maintained:
         self._guard = Guard()
         self._redundancy = redundancy
 
+    def _reload_from(self, source: Source, version: int) -> None:
+        """Take another source for the one there is; it has the rows as they were at a version. For models that are saved."""
+        with self._guard.exclusive():
+            if self.version == version:  # else what was updated before or since then stays unknown to it
+                self._updated = None
+            self._source = source
+
     @property
     def version(self) -> int:
         """Changes with every write to the rows, repairs included; odd while one is going on."""
@@ -167,10 +174,10 @@ class Maintained:
         recovery.count_repairs(done.counts())
         return done
 
-    def require_intact(self) -> None:
-        """Restore corrupted rows, or raise SoftErrorDetected naming them."""
+    def require_intact(self, rows: ArrayLike | None = None) -> None:
+        """Restore corrupted rows, of those given or of all, or raise SoftErrorDetected naming them."""
         with self._guard.exclusive():
-            done = self._mend(self.bad_rows())
+            done = self._mend(self.bad_rows(rows))
         if done.left:
             raise SoftErrorDetected(f"{self!r}: {done.why_left()} are corrupted and {self._no_source()}")
 
@@ -273,13 +280,12 @@ class Maintained:
         if not self._table.own:
             raise ValueError("bag: got a table that is only read, expected one of rows of its own")
         rows = self._new_rows(values, numbers)
-        with self._guard.exclusive():  # two writers must not each make one
-            if self._updated is None and self._source is not None:
-                self._updated = np.zeros(self.shape[0], np.bool_)
         for first in range(0, len(numbers), UPDATED):
             piece = slice(first, first + UPDATED)
             with self._guard.writing():
                 self._redundancy.update(numbers[piece], rows[piece])
+                if self._updated is None and self._source is not None:
+                    self._updated = np.zeros(self.shape[0], np.bool_)
                 if self._updated is not None:
                     self._updated[numbers[piece]] = True
 

@@ -19,6 +19,7 @@ PAPER_BOUND = 1e-5
 
 def bags(indices: ArrayLike, offsets: ArrayLike | None, include_last_offset: bool) -> tuple[Array, Array]:
     """Return indices (L,) and offsets (B + 1,) int64 with the last one, from any of the accepted forms."""
+    _validation.boolean("include_last_offset", include_last_offset)
     index = _validation.integers("indices", indices, (1, 2))
     if index.ndim == 2:
         if offsets is not None:
@@ -122,6 +123,16 @@ class Pruning:
     def indices(self) -> int:
         """How many different indices may be asked for."""
         return self.rows if self.mapping is None else len(self.mapping)
+
+    @property
+    def intact(self) -> bool:
+        """Whether the mapping and its inverse agree about all indices."""
+        if self.mapping is None or self.inverse is None:
+            return True
+        try:
+            return np.array_equal(_inverse(self.mapping, self.rows), self.inverse)
+        except ValueError:  # nor is it a mapping any more
+            return False
 
     def apply(
         self, indices: Array, offsets: Array, weights: Array | None, *, compare: bool = True
