@@ -86,14 +86,19 @@ cdef int64_t run_rows(Job *job, int64_t task, int64_t i0, int64_t i1) noexcept n
     return done
 
 
-cdef bint is_astray(const Job *job, const float[:, :, ::1] x, uint8_t[:, ::1] out) noexcept:
-    """Whether the job isn't of the arrays that were given: both computations would follow the same wrong pointer."""
-    return (<const void *>job.x != x_start(x) or <const void *>job.out != out_start(out) or job.rows != x_length(x)
+cdef float inverse(scale) except? -1:
+    return <float>1 / <float>scale
+
+
+cdef bint is_astray(const Job *job, const float[:, :, ::1] x, uint8_t[:, ::1] out, scale, zero_point) except -1:
+    """Whether the job isn't of what was given: both computations would follow the same wrong pointer or number."""
+    return (job.inverse_scale != inverse(scale) or job.zero_point != <int32_t>zero_point
+            or <const void *>job.x != x_start(x) or <const void *>job.out != out_start(out) or job.rows != x_length(x)
             or job.features != x_width(x) or job.width != out_width(out)
             or job.dim != job.width - job.features * (job.features - 1) // 2)
 
 
-def interact_quantize(Context context, const float[:, :, ::1] x, double scale, int zero_point, uint8_t[:, ::1] out,
+def interact_quantize(Context context, const float[:, :, ::1] x, scale, zero_point, uint8_t[:, ::1] out,
                       bint check, int num_threads, const uint32_t[:, ::1] x_sums=None, uint32_t[::1] y_sums=None):
     """Quantise [x_0, (x_i . x_j for j < i)] of each request x (B, F, d) into out (B, d + F (F - 1) / 2) uint8.
 
@@ -119,7 +124,7 @@ def interact_quantize(Context context, const float[:, :, ::1] x, double scale, i
     if job.rows == 0:
         return None
     job.x, job.out, job.check, job.found, job.nan_row = &x[0, 0, 0], &out[0, 0], check, &found, -1
-    job.inverse_scale, job.zero_point = <float>1 / <float>scale, zero_point
+    job.inverse_scale, job.zero_point = inverse(scale), zero_point
     job.x_sums = NULL if x_sums is None else &x_sums[0, 0]
     job.y_sums = NULL if y_sums is None else &y_sums[0]
     found.count = 0
@@ -134,7 +139,7 @@ def interact_quantize(Context context, const float[:, :, ::1] x, double scale, i
     else:
         for t in prange(tasks, num_threads=threads, schedule="static", chunksize=1, nogil=True):
             done += run_rows(&job, t, t * job.rows // tasks, (t + 1) * job.rows // tasks)
-    if check and (done != job.rows or is_astray(&job, x, out)):
+    if check and (done != job.rows or is_astray(&job, x, out, scale, zero_point)):
         sedq_report(&found, -1, SEDQ_BAD_COUNT, done - job.rows, 0)
     if found.count:
         return findings_list(&found)
@@ -143,7 +148,7 @@ def interact_quantize(Context context, const float[:, :, ::1] x, double scale, i
     return None
 
 
-def quantize_rows(Context context, const float[:, ::1] x, double scale, int zero_point, uint8_t[:, ::1] out, bint check,
+def quantize_rows(Context context, const float[:, ::1] x, scale, zero_point, uint8_t[:, ::1] out, bint check,
                   int num_threads, uint32_t[::1] y_sums=None):
     """Quantise x (M, K) into out (M, K): clamp(zero_point + rint(x * (1 / scale)), 0, 255)."""
     return interact_quantize(context, np.asarray(x)[:, None, :], scale, zero_point, out, check, num_threads, None,

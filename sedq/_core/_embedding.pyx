@@ -326,10 +326,10 @@ cdef const char *buffer_start(array) except? NULL:
 
 
 cdef bint is_astray(const Job *job, indices, const int64_t[::1] offsets, const float[::1] weights, float[:, :] out,
-                    const int64_t[::1] lengths):
-    """Whether the job isn't of the arrays that were given: kernel and checks would follow the same wrong pointer."""
-    return (job.bags != offsets_length(offsets) - 1 or <const void *>job.offsets != offsets_start(offsets)
-            or <const void *>job.out != out_start(out)
+                    const int64_t[::1] lengths, mean):
+    """Whether the job isn't of what was given: kernel and checks would follow the same wrong pointer."""
+    return (job.mean != <bint>mean or job.bags != offsets_length(offsets) - 1
+            or <const void *>job.offsets != offsets_start(offsets) or <const void *>job.out != out_start(out)
             or job.out_stride * <int64_t>sizeof(float) != out_step(out)
             or weights is not None and job.total and <const void *>job.weights != weights_start(weights)
             or lengths is not None and <const void *>job.lengths != offsets_start(lengths)
@@ -358,7 +358,7 @@ cdef list make_room(Job *job, const int64_t[::1] offsets, int64_t chunk):
 
 
 def pool(Context context, Table table, indices, const int64_t[::1] offsets, const float[::1] weights, float[:, :] out,
-         int check, int limit, double limit_value, bint mean, int num_threads, uint32_t[::1] y_sums=None,
+         int check, int limit, double limit_value, mean, int num_threads, uint32_t[::1] y_sums=None,
          const int64_t[::1] lengths=None, double[:, ::1] stats=None, growth=(0, 0, 0, 0, 0)):
     """Pool bags indices[offsets[b] : offsets[b + 1]] into out (B, dim), whose rows are contiguous.
 
@@ -391,6 +391,6 @@ def pool(Context context, Table table, indices, const int64_t[::1] offsets, cons
     with nogil:
         verified = run(&job, chunk, threads)
     if check and (verified != job.bags or job.offsets[job.bags] != job.total
-                  or is_astray(&job, indices, offsets, weights, out, lengths)):
+                  or is_astray(&job, indices, offsets, weights, out, lengths, mean)):
         sedq_report(&found, -1, SEDQ_BAD_COUNT, verified - job.bags, 0)
     return findings_list(&found) if found.count else None
