@@ -172,7 +172,7 @@ def _command(options: argparse.Namespace) -> str:
 def _live(options: argparse.Namespace) -> int:
     try:
         return live.run(options)
-    except LiveError as error:
+    except (LiveError, InvalidRun) as error:
         print(f"sedq: the run is invalid: {error}", file=sys.stderr)
         return 2
 
