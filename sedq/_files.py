@@ -24,17 +24,25 @@ def check_target(option: str, path: Path | None) -> None:
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing; it takes that name if the ``with`` block succeeds.
 
+    What was written through a link is in the file that it leads to, and a file that existed keeps its permissions.
     ValueError for a device; OSError where nothing can be written.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():  # what a link leads to is none, unless it leads to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(target))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
         raise ValueError(f"{target}: got a device, expected an ordinary file or none")
-    temporary = target.absolute().parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    # never readable by more than the file it replaces; the umask takes permissions away, which are given back
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    handle = os.open(temporary, flags, 0o666 if mode is None else mode)
     try:
         with os.fdopen(handle, "wb") as stream:
+            if mode is not None:
+                os.chmod(temporary, mode)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

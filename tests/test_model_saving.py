@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import sedq
 from sedq import demo, faults
+from sedq._files import replacing
 from sedq.datasets import load_msweb
 
 Array = NDArray[Any]
@@ -131,6 +132,39 @@ def test_permissions_are_those_of_any_new_file(model: sedq.DLRM, tmp_path: Path,
         model.save(tmp_path / "m")
         assert os.umask(mask) == mask
     assert stat.S_IMODE((tmp_path / "m").stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o644])
+def test_an_existing_file_keeps_its_permissions(model: sedq.DLRM, tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "m"
+    path.touch()
+    path.chmod(mode)
+    seen = []
+    with umask(0o022), replacing(path) as stream:
+        stream.write(b"new")
+        seen = [stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()]
+    assert seen == [mode, mode]  # while it is written too
+    assert (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) == (mode, b"new")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a privilege elsewhere")
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_followed(model: sedq.DLRM, tmp_path: Path, exists: bool) -> None:
+    target, link = tmp_path / "there" / "model.npz", tmp_path / "link"
+    target.parent.mkdir()
+    if exists:
+        target.write_text("what was here")
+    link.symlink_to(Path("there") / "model.npz")
+    model.save(link)
+    assert link.is_symlink()
+    np.testing.assert_array_equal(scores(sedq.DLRM.load(target)), scores(model))
+    assert os.listdir(target.parent) == ["model.npz"]
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(OSError, match="link"):
+        model.save(link)
+    assert link.is_symlink()
 
 
 @pytest.mark.parametrize("name", ["", "no/such/folder"])
