@@ -104,7 +104,7 @@ def test_a_log_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
             kept.trials(lambda number: draw(0, number, {"vector": _ptrace.registers()["vector"]}))
         assert log.read_bytes() == content
     log.write_bytes(b"".join([*lines[:2], damaged, *lines[3:]]))
-    with pytest.raises(InvalidRun, match="line 3 of .* is damaged"):
+    with pytest.raises(InvalidRun, match=r"line 3 of .* is damaged"):
         live.run("probe", "off", trials=4, **options)
 
 
@@ -114,7 +114,7 @@ def test_a_log_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_log_is_refused(tmp_path: Path, content: bytes) -> None:
     log = tmp_path / "file"
     log.write_bytes(content)
-    with pytest.raises(ValueError, match="log: got .*, which is no log of a campaign"):
+    with pytest.raises(ValueError, match=r"log: got .*, which is no log of a campaign"):
         Log(log, {"live": 3})
     assert log.read_bytes() == content
 

@@ -10,7 +10,7 @@ import weakref
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from sedq.faults._summary import OUTCOMES
 from sedq.faults._worker import InvalidRun, Record
@@ -76,7 +76,7 @@ class Log:
             self.close()
             raise
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

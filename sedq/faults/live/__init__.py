@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import sys
 import zlib
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
@@ -140,7 +140,8 @@ def run(
     with Session(options, limit) as session:
         header = {"live": Log.VERSION, **options, "seed": seed, "registers": struck, "isa": session.isa}
         header["code"] = {i.name: zlib.crc32(Path(i.path).read_bytes()) for i in session.images}
-        with nullcontext() if log is None else Log(log, header) as kept:
+        with ExitStack() as stack:
+            kept = None if log is None else stack.enter_context(Log(log, header))
             done = {} if kept is None else kept.trials(lambda number: draw(seed, number, struck))
             for number in range(trials):
                 if number not in done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sedq.faults import _log
 from sedq.faults._worker import InvalidRun
@@ -21,7 +21,9 @@ class Log(_log.Log):
     FIELDS: ClassVar[dict[str, type]] = {
         **dict.fromkeys(("kind", "function", "module", "outcome", "check", "detail"), str),
         **dict.fromkeys(("trial", "register", "bit", "tries", "pc"), int),
-        **{"damage": float, "beyond": bool, "operands": list},
+        "damage": float,
+        "beyond": bool,
+        "operands": list,
     }
     NOT_NEGATIVE = ("trial", "register", "bit", "tries", "pc", "damage")
     OUTCOMES = OUTCOMES
