@@ -23,7 +23,8 @@ from sedq.faults.live.strikes import draw
 
 @needs_ptrace
 @pytest.mark.parametrize(
-    ("operator", "check"), [("qlinear", "exact"), ("qlinear", "full"), ("bag", "exact"), ("bag", "full")]
+    ("operator", "check"),
+    [("qlinear", "exact"), ("qlinear", "full"), ("bag", "exact"), ("bag", "full"), ("interaction", "exact")],
 )
 def test_a_dummy_campaign_reports_nothing(operator: str, check: str) -> None:
     result = live.run(operator, check, trials=60, dummy=True, timeout=60)
@@ -33,16 +34,18 @@ def test_a_dummy_campaign_reports_nothing(operator: str, check: str) -> None:
 
 
 @needs_ptrace
-@pytest.mark.parametrize(("operator", "trials"), [("qlinear", 300), ("bag", 100)])
-def test_a_campaign_strikes_what_was_drawn(operator: str, trials: int) -> None:
+@pytest.mark.parametrize(
+    ("operator", "check", "trials"), [("qlinear", "full", 300), ("bag", "full", 100), ("interaction", "exact", 100)]
+)
+def test_a_campaign_strikes_what_was_drawn(operator: str, check: str, trials: int) -> None:
     kinds = ("general", "vector")
     silent = live.run(operator, "off", trials=trials, registers=kinds)
-    seen = live.run(operator, "full", trials=trials, registers=kinds)
+    seen = live.run(operator, check, trials=trials, registers=kinds)
     for result in (silent, seen):
         assert [(t.kind, t.register, t.bit) for t in result.trials] == [
             draw(0, i, {k: _ptrace.registers()[k] for k in kinds})[1:4] for i in range(trials)
         ]
-        assert {t.module for t in result.trials} <= {"_dispatch", "_gemm", "_embedding"}
+        assert {t.module for t in result.trials} <= {"_dispatch", "_gemm", "_embedding", "_dense"}
         assert all(t.function for t in result.trials)
     counts = Counter(t.outcome for t in silent.trials)
     # a flip of the level itself turns checks on
