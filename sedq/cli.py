@@ -76,6 +76,8 @@ def _scrub(options: argparse.Namespace) -> int:
     if kept and not options.protect:
         name, value = next(iter(kept.items()))
         raise ValueError(f"--{name}: got {value!r}, expected it with --protect alone: a companion says what its table is")
+    if options.protect:
+        check_target("--protect", Path(f"{options.file}{scrub.SUFFIX}"))
     with _progress(options.quiet) as progress:
         if options.protect:
             made = scrub.protect_file(options.file, **kept, progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,18 @@ def test_workers_say_nothing_of_an_interrupt(tmp_path: Path) -> None:
     assert err.endswith(f"sedq: interrupted; go on with --resume {log}\n")
 
 
+class Asking:
+    """In place of a campaign: asks a worker what it does about an interrupt."""
+
+    def run(self, trials: int, *, executor: Executor, **_: Any) -> Any:
+        return executor.submit(signal.getsignal, signal.SIGINT).result()
+
+
+def test_an_interrupt_is_not_for_workers() -> None:
+    options = argparse.Namespace(trials=1, workers=2, resume=None)
+    assert campaign._results(Asking(), options) == signal.SIG_IGN  # type: ignore[arg-type]
+
+
 # ---- output that nobody reads
 
 
@@ -218,16 +231,22 @@ def test_a_defect_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 @pytest.mark.parametrize(
     ("command", "option"),
     [("demo", "json"), ("calibrate", "save"), ("calibrate", "json"), ("campaign", "json"), ("campaign", "report"),
-     ("campaign", "resume")],
+     ("campaign", "resume"), ("scrub", "protect")],
 )  # fmt: skip
 def test_a_directory_that_is_not_writable_is_seen_before_the_run(
     command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # permissions mean nothing to a superuser
-    for module, name in ((demo, "run"), (calibrate, "calibrate_thresholds"), (faults.Campaign, "run")):
+    for module, name in (
+        (demo, "run"),
+        (calibrate, "calibrate_thresholds"),
+        (faults.Campaign, "run"),
+        (sedq.scrub, "protect_file"),
+    ):
         monkeypatch.setattr(module, name, interrupt)
     assert cli.main([command, f"--{option}", str(tmp_path / "file")]) == 2
-    message = f"--{option}: got {tmp_path / 'file'}, expected a file in a directory that may be written to"
+    name = "file.sedq" if command == "scrub" else "file"
+    message = f"--{option}: got {tmp_path / name}, expected a file in a directory that may be written to"
     assert capsys.readouterr().err == f"sedq: {message}\n"
 
 
