@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from sedq import _info, demo, scrub
 from sedq._files import check_target, replacing
@@ -17,6 +20,7 @@ from sedq.faults import command as campaign
 __all__ = ["main"]
 
 BAR = 40  # characters of a full bar
+INTERRUPTED, UNREAD = 130, 141  # what a shell makes of SIGINT and SIGPIPE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,10 +63,10 @@ def _demo(options: argparse.Namespace) -> int:
     if options.seed < 0:
         raise ValueError(f"--seed: got {options.seed}, expected 0 or more")
     result = demo.run(seed=options.seed, progress=sys.stderr)
-    print(demo.table(result))
     if options.json is not None:
         with replacing(options.json) as stream:
             stream.write((json.dumps(result, indent=2) + "\n").encode())
+    print(demo.table(result))
     return 0 if demo.passed(result) else 1
 
 
@@ -72,6 +76,8 @@ def _scrub(options: argparse.Namespace) -> int:
     if kept and not options.protect:
         name, value = next(iter(kept.items()))
         raise ValueError(f"--{name}: got {value!r}, expected it with --protect alone: a companion says what its table is")
+    if options.protect:
+        check_target("--protect", Path(f"{options.file}{scrub.SUFFIX}"))
     with _progress(options.quiet) as progress:
         if options.protect:
             made = scrub.protect_file(options.file, **kept, progress=progress)
@@ -98,9 +104,44 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int], object] | None]:
         filled = BAR * done // max(total, 1)
         print(f"\r[{'#' * filled:<{BAR}}] {done:,} of {total:,}", end="", file=sys.stderr, flush=True)
 
-    yield show
-    if began:
-        print(file=sys.stderr)
+    try:
+        yield show
+    finally:
+        if began:
+            print(file=sys.stderr)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    commands = {"demo": _demo, "campaign": campaign.run, "calibrate": calibrate.run, "scrub": _scrub}
+    try:
+        if options.command != "info":
+            return commands[options.command](options)
+        _info.show_versions()
+    except KeyboardInterrupt:
+        print(f"\nsedq: interrupted{campaign.kept(options)}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        print(f"sedq: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # a defect of sedq: 1 would say something of the model or the file
+        traceback.print_exc()
+        return 2
+    return 0
+
+
+def _give_up(stream: TextIO | None) -> None:
+    """Drop what can't be written, which the interpreter would try again at its end."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,20 +156,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         0 if all went well; 1 if a demonstration or a calibration failed or a file is corrupted; 2 for wrong arguments or an
-        invalid run; 3 if what was corrupted in a file has been repaired.
+        invalid run; 3 if what was corrupted in a file has been repaired; 130 if interrupted; 141 if nobody reads what it
+        prints any more. Files are written before anything is printed.
     """
-    options = _parser().parse_args(arguments)
     try:
-        if options.command == "demo":
-            return _demo(options)
-        if options.command == "campaign":
-            return campaign.run(options, check_target)
-        if options.command == "calibrate":
-            return calibrate.run(options)
-        if options.command == "scrub":
-            return _scrub(options)
-        _info.show_versions()
-    except (ValueError, OSError) as error:
-        print(f"sedq: {error}", file=sys.stderr)
-        return 2
-    return 0
+        try:
+            return _run(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        unread = isinstance(error, BrokenPipeError)
+        if not unread:
+            print(f"sedq: {error}", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            _give_up(stream)
+        return UNREAD if unread else 2

@@ -149,7 +149,9 @@ def _mapped(path: str | os.PathLike[str], mode: Any = "r") -> Array:
     """Map the rows of a table file."""
     try:
         rows = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header makes numpy raise nearly anything
         raise ValueError(f"{os.fspath(path)}: not a table, or a truncated one ({error})") from None
     if not isinstance(rows, np.ndarray) or rows.ndim != 2:
         raise ValueError(f"{os.fspath(path)}: got {_validation.describe(rows)}, expected rows, a two-dimensional array")

@@ -193,3 +193,36 @@ def test_a_corrupted_table_is_no_sample(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(_command, "_load", struck)
     assert cli.main(["calibrate"]) == 2
     assert "the samples must be free of faults" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoil", ["index", "negative", "tables", "dense", "last offset", "floats", "width"])
+def test_requests_that_do_not_fit_the_model_end_with_2(
+    spoil: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 would say that the count contradicts the rate."""
+    r = load_msweb().heldout.batch(0, 64)
+    dense, indices, offsets = r.dense, [i.copy() for i in r.indices], [o.copy() for o in r.offsets]
+    if spoil == "index":
+        indices[2][5] = 10**6
+    elif spoil == "negative":
+        indices[2][5] = -1
+    elif spoil == "tables":
+        indices, offsets = indices[:-1], offsets[:-1]
+    elif spoil == "dense":
+        dense = np.float32(1)
+    elif spoil == "width":
+        dense = dense[:, :-1]
+    elif spoil == "floats":
+        indices[0] = indices[0] + 0.5
+    else:
+        offsets[1][-1] += 1
+    path = tmp_path / "requests.npz"
+    write_requests(path, dense, indices, offsets)
+    for arguments in (["calibrate"], ["campaign", "--trials", "10"]):
+        if spoil == "width" and arguments == ["calibrate"]:  # which reads no dense features
+            continue
+        assert cli.main([*arguments, "--requests", str(path)]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("sedq: ")
+        assert err.count("\n") == 1

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.reports import Page, validator
@@ -118,3 +119,27 @@ def test_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     names = capsys.readouterr().out.split()
     model, inputs = command._packaged(2)
     assert names == faults.site_names(model, inputs)
+
+
+def test_requests_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    r = load_msweb().heldout.batch(8, 30)
+    arrays = {f"{key}_{t}": a for key in ("indices", "offsets") for t, a in enumerate(getattr(r, key))}
+    path, figures = tmp_path / "requests.npz", tmp_path / "out.json"
+    np.savez(path, dense=r.dense, **arrays)
+    options = ["--requests", path, "--batch", 4, "--trials", 60, "--sites", "weights", "--json", figures]
+    assert run(*options, "--goal", 0.5) == 0
+    described = json.loads(figures.read_text())["campaign"]
+    assert described["batches"] == 6
+    parts = [r.batch(i, i + 4) for i in range(0, 22, 4)]
+    model, _ = command._packaged(4)
+    same = faults.Campaign(model, [(p.dense, p.indices, p.offsets) for p in parts], sites=["weights"])
+    assert same.describe()["fingerprint"] == described["fingerprint"]
+    np.savez(path, dense=r.dense[:0], **{k: a[:1] if "off" in k else a[:0] for k, a in arrays.items()})
+    assert run(*options) == 2
+    assert "expected one request at least" in capsys.readouterr().err
+    np.savez(path, dense=r.dense, **arrays)
+    for wrong in (["--live", "--requests", path], ["--requests", path, "--json", path]):
+        assert run(*wrong) == 2
+        err = capsys.readouterr().err
+        assert str(path) in err
+        assert "expected" in err

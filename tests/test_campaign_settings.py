@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from helpers.campaigns import layer, product
+from helpers.campaigns import layer, model, product, table
 from sedq import _statistics, faults
 
 
@@ -94,3 +94,16 @@ def test_a_campaign_describes_itself() -> None:
     assert re.search(
         r"promises to see: 0 of \d+ consequential missed or wrong, rate below .* in \d+ calls without a fault", table_[-1]
     )
+
+
+@pytest.mark.parametrize("make", [table, model])
+def test_offsets_without_the_last_one_are_refused_with_a_hint(make: Any) -> None:
+    campaign = make()
+    batch = campaign.spec.inputs[0]
+    given = (batch.dense, batch.indices, batch.offsets) if make is model else batch
+    cut = [o[:-1] for o in given[-1]] if make is model else given[-1][:-1]
+    with pytest.raises(ValueError, match=r"inputs: got \d+ as the last of the offsets, .*include_last_offset=True"):
+        faults.Campaign(campaign.spec.target, [(*given[:-1], cut)])
+    if make is table:
+        with pytest.raises(ValueError, match="inputs: got none as the last"):
+            faults.Campaign(campaign.spec.target, [(batch[0], batch[1][:0])])

@@ -15,14 +15,16 @@ import pytest
 
 from helpers.tracing import needs_ptrace, session
 from sedq._core import _ptrace
-from sedq.faults import live
+from sedq.faults import InvalidRun, live
+from sedq.faults._log import _line
 from sedq.faults.live.log import Log
 from sedq.faults.live.strikes import draw
 
 
 @needs_ptrace
 @pytest.mark.parametrize(
-    ("operator", "check"), [("qlinear", "exact"), ("qlinear", "full"), ("bag", "exact"), ("bag", "full")]
+    ("operator", "check"),
+    [("qlinear", "exact"), ("qlinear", "full"), ("bag", "exact"), ("bag", "full"), ("interaction", "exact")],
 )
 def test_a_dummy_campaign_reports_nothing(operator: str, check: str) -> None:
     result = live.run(operator, check, trials=60, dummy=True, timeout=60)
@@ -32,16 +34,18 @@ def test_a_dummy_campaign_reports_nothing(operator: str, check: str) -> None:
 
 
 @needs_ptrace
-@pytest.mark.parametrize(("operator", "trials"), [("qlinear", 300), ("bag", 100)])
-def test_a_campaign_strikes_what_was_drawn(operator: str, trials: int) -> None:
+@pytest.mark.parametrize(
+    ("operator", "check", "trials"), [("qlinear", "full", 300), ("bag", "full", 100), ("interaction", "exact", 100)]
+)
+def test_a_campaign_strikes_what_was_drawn(operator: str, check: str, trials: int) -> None:
     kinds = ("general", "vector")
     silent = live.run(operator, "off", trials=trials, registers=kinds)
-    seen = live.run(operator, "full", trials=trials, registers=kinds)
+    seen = live.run(operator, check, trials=trials, registers=kinds)
     for result in (silent, seen):
         assert [(t.kind, t.register, t.bit) for t in result.trials] == [
             draw(0, i, {k: _ptrace.registers()[k] for k in kinds})[1:4] for i in range(trials)
         ]
-        assert {t.module for t in result.trials} <= {"_dispatch", "_gemm", "_embedding"}
+        assert {t.module for t in result.trials} <= {"_dispatch", "_gemm", "_embedding", "_dense"}
         assert all(t.function for t in result.trials)
     counts = Counter(t.outcome for t in silent.trials)
     # a flip of the level itself turns checks on
@@ -65,29 +69,56 @@ def test_a_cut_log_is_gone_on_with(tmp_path: Path) -> None:
     assert [json.loads(line)["trial"] for line in lines[1:]] == list(range(15))
     assert [t.trial for t in result.trials] == list(range(15))
     assert live.run("qlinear", "exact", trials=15, **options) == result
-    with Log(log, json.loads(lines[0])), pytest.raises(ValueError, match="another run is writing to"):
+    with Log(log, live_header(lines[0])), pytest.raises(InvalidRun, match="in use by another run"):
         live.run("qlinear", "exact", trials=15, **options)
     for other in ({"seed": 1}, {"dummy": True}):
-        with pytest.raises(ValueError, match="of another campaign"):
+        with pytest.raises(InvalidRun, match="of another campaign"):
             live.run("qlinear", "exact", trials=15, **(options | other))
     assert log.read_bytes() == b"".join(lines)
 
 
+def live_header(line: bytes) -> dict[str, Any]:
+    return {name: value for name, value in json.loads(line).items() if name not in ("format", "version", "crc")}
+
+
 @needs_ptrace
+def test_a_log_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
+    log = tmp_path / "run.jsonl"
+    options: dict[str, Any] = {"registers": ("vector",), "log": log}
+    live.run("probe", "off", trials=4, **options)
+    lines = log.read_bytes().splitlines(keepends=True)
+    outcome = json.loads(lines[2])["outcome"]
+    other = "masked" if outcome == "missed" else "missed"
+    damaged = lines[2].replace(outcome.encode(), other.encode())
+    record = {name: value for name, value in json.loads(lines[2]).items() if name != "crc"}
+    for line, what in (
+        (damaged, f"log: line 3 of {log} is damaged"),
+        (_line(record | {"bit": record["bit"] ^ 1}), "trial 1 of .* isn't what was drawn"),
+        (_line(record | {"kind": "general"}), "trial 1 of .* isn't what was drawn"),
+        (_line(record | {"outcome": "fine"}), "line 3 of .* is no record of a trial: outcome"),
+        (_line(record | {"tries": "1"}), "line 3 of .* is no record of a trial: tries"),
+    ):
+        content = b"".join([*lines[:2], line, *lines[3:]])
+        log.write_bytes(content)
+        with (
+            pytest.raises(InvalidRun, match=what),
+            Log(log, live_header(lines[0])) as kept,
+        ):
+            kept.trials(lambda number: draw(0, number, {"vector": _ptrace.registers()["vector"]}))
+        assert log.read_bytes() == content
+    log.write_bytes(b"".join([*lines[:2], damaged, *lines[3:]]))
+    with pytest.raises(InvalidRun, match=r"line 3 of .* is damaged"):
+        live.run("probe", "off", trials=4, **options)
+
+
 @pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"text\n", "line 1 of"),
-        (b"text", "line 1 of"),
-        (b"[]\n", "of another campaign"),
-        (b'{"live": 1}\n{"trial": 0}\n', "line 2 of"),
-    ],
+    "content", [b"text\n", b"text", b"[]\n", b'{"live": 2}\n{"trial": 0}\n', b'{"format":"sedq-campaign-log"}\n']
 )
-def test_a_file_that_is_no_log_is_refused(tmp_path: Path, content: bytes, what: str) -> None:
+def test_a_file_that_is_no_log_is_refused(tmp_path: Path, content: bytes) -> None:
     log = tmp_path / "file"
     log.write_bytes(content)
-    with pytest.raises(ValueError, match=f"log: got .*{what}"):
-        Log(log, {"live": 2})
+    with pytest.raises(ValueError, match=r"log: got .*, which is no log of a campaign"):
+        Log(log, {"live": 3})
     assert log.read_bytes() == content
 
 

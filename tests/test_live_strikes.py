@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from helpers.tracing import kernel, needs_ptrace, session, stop_at
 from sedq._core import _gemm, _ptrace
@@ -192,15 +193,30 @@ def test_a_bag_of_other_rows_is_detected(
         assert trial.beyond == (strike[0] == "general")
 
 
-def mislead(s: Session, place: int, by: int) -> int:
-    """Change every copy of an address on the worker's stack, as a flip would that came before they were made."""
+def stack_of(s: Session) -> tuple[int, NDArray[np.uint64]]:
+    """Where the worker's stack begins, and its words."""
     maps = Path(f"/proc/{s.worker().pid}/maps").read_text().splitlines()
     low, high = (int(x, 16) for x in next(m for m in maps if m.endswith("[stack]")).split()[0].split("-"))
-    words = np.frombuffer(s.read(low, high - low), np.uint64)
+    return low, np.frombuffer(s.read(low, high - low), np.uint64)
+
+
+def mislead(s: Session, place: int, by: int) -> int:
+    """Change every copy of an address on the worker's stack, as a flip would that came before they were made."""
+    low, words = stack_of(s)
     copies = np.flatnonzero(words == place)
     for i in copies.tolist():
         s.write(low + 8 * i, (place ^ by).to_bytes(8, "little"))
     return len(copies)
+
+
+def codes_of(s: Session) -> int:
+    """Where an interaction writes its codes: its job, on the stack, has this after the vectors and five words."""
+    requests, vectors, dim = targets.SHAPES["interaction"]
+    job = np.array([s._places["vectors"][0], requests, vectors, dim, dim + vectors * (vectors - 1) // 2], np.uint64)
+    _, words = stack_of(s)
+    found = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(words, len(job)) == job).all(axis=1))
+    (codes,) = {int(words[at + len(job) + 1]) for at in found}
+    return codes
 
 
 @needs_ptrace
@@ -227,6 +243,25 @@ def test_a_wrong_pointer_that_kernel_and_checks_share_is_detected(
     assert mislead(s, place, 8) > 0
     trial = s.struck(Strike(0, NOTHING, 0, 0, ()), 1, image, pc)
     assert (trial.outcome, trial.check) == (("missed", "") if check == "off" else ("detected", "count"))
+
+
+@needs_ptrace
+@pytest.mark.parametrize("operand", ["vectors", "codes"])
+@pytest.mark.parametrize(
+    ("check", "function", "expected"), [("off", "quantize", ("missed", "")), ("exact", "sum_u8", ("detected", "count"))]
+)
+def test_a_wrong_pointer_that_both_computations_share_is_detected(
+    check: str, function: str, expected: tuple[str, str], operand: str, session_of: Callable[[str, str], Session]
+) -> None:
+    """Of an interaction, from its second request on: the first one is at its last kernel."""
+    s = session_of("interaction", check)
+    image, pc = stop_at(s, kernel(s, function))
+    # codes are made anew by each call: one byte further is within what was allocated for them
+    place, by = (codes_of(s), 1) if operand == "codes" else (s._places[operand][0], 8)
+    assert mislead(s, place, by) > 0
+    trial = s.struck(Strike(0, NOTHING, 0, 0, ()), 1, image, pc)
+    assert (trial.outcome, trial.check) == expected
+    assert trial.damage > 0
 
 
 @needs_ptrace

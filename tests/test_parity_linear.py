@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,3 +144,26 @@ def test_dynamic_linear(
         step = 5 / (127 if reduce_range else 255) * LARGEST_W * float(np.max(scale))
         assert np.abs(ours - theirs).max() <= 2 * step
         assert np.sqrt(np.mean((ours - theirs) ** 2)) <= 0.2 * step
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_layer_of_either_kind_is_taken_as_the_guide_says(rng: np.random.Generator, per_channel: bool, bias: bool) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "howto" / "take-tables.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"sedq": sedq}
+    exec(next(block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "def take_linear" in block), names)
+    ao = torch.ao.quantization
+    how = {torch.nn.Linear: ao.per_channel_dynamic_qconfig} if per_channel else {torch.nn.Linear}
+    torch.manual_seed(0)
+    layer = ao.quantize_dynamic(torch.nn.Sequential(torch.nn.Linear(33, 18, bias=bias)), how)[0]
+    assert ("per_channel" in str(layer.weight().qscheme())) == per_channel
+    x, _ = operands(rng, 7, 18, 33)
+    theirs = torch.ops.quantized.linear(
+        torch._make_per_tensor_quantized_tensor(torch.from_numpy(x), 0.02, 61),
+        layer._packed_params._packed_params,
+        0.01,
+        128,
+    )
+    ours = sedq.qlinear(x, names["take_linear"](layer), x_scale=0.02, x_zero_point=61, y_scale=0.01, y_zero_point=128)
+    np.testing.assert_array_equal(ours, theirs.int_repr().numpy())
+    assert len(set(ours.ravel().tolist())) > 50

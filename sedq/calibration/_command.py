@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sedq import _info
-from sedq._files import check_target, replacing
+from sedq._files import check_distinct, check_target, replacing
 from sedq.calibration._calibrate import METHODS, UNITS, calibrate_thresholds
 from sedq.calibration._result import HeldOut, ThresholdCalibration
 from sedq.datasets import Requests, load_msweb
+from sedq.datasets._requests import read_requests
 from sedq.dlrm import DLRM
 from sedq.exceptions import CalibrationWarning, SoftErrorDetected
 
@@ -59,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     for option in ("json", "save"):
         check_target(f"--{option}", getattr(options, option))
+    check_distinct({f"--{name}": getattr(options, name) for name in ("model", "requests", "save", "json")})
     for option, least in (("batch", 1), ("seed", 0)):
         if getattr(options, option) < least:
             raise ValueError(f"--{option}: got {getattr(options, option)}, expected {least} or more")
@@ -81,12 +80,14 @@ def run(options: argparse.Namespace) -> int:
         held = calibration.verify(model, second)
     except SoftErrorDetected as error:
         raise ValueError(f"the samples must be free of faults: {error}") from None
-    print(_table(name, calibration, held))
+    except (IndexError, TypeError) as error:
+        raise ValueError(f"--requests: got {options.requests}, which the model refuses: {error}") from None
     if options.save is not None:
         calibration.save(options.save)
     if options.json is not None:
         with replacing(options.json) as stream:
             stream.write((json.dumps(_document(name, calibration, held), indent=2) + "\n").encode())
+    print(_table(name, calibration, held))
     return 0 if held.agrees else 1
 
 
@@ -99,24 +100,10 @@ def _load(options: argparse.Namespace) -> tuple[DLRM, Requests, str]:
         model = DLRM(data.bottom, data.tables, data.top, data.modes)
         model.quantize((c.dense, c.indices, c.offsets), include_last_offset=True)
         name = "MSWeb"
-    requests = data.heldout if options.requests is None else _read_requests(options.requests)
+    requests = data.heldout if options.requests is None else read_requests(options.requests)
     if options.requests is None and [bag.shape[0] for bag in model.bags] != [len(table) for table in data.tables]:
         raise ValueError(f"--model: got {options.model}, whose tables the packaged requests do not fit; give --requests")
     return model, requests, name
-
-
-def _read_requests(path: Path) -> Requests:
-    with open(path, "rb") as stream:
-        try:
-            file = np.load(stream, allow_pickle=False)
-            count = sum(key.startswith("indices_") for key in file.files)
-            dense = file["dense"]
-            indices, offsets = ([file[f"{key}_{t}"] for t in range(count)] for key in ("indices", "offsets"))
-        except Exception as error:  # a damaged file makes zipfile raise nearly anything
-            raise ValueError(f"--requests: got {os.fspath(path)}, expected an .npz of requests ({error})") from None
-    if any(o.ndim != 1 or len(o) != len(dense) + 1 or o[0] != 0 or (np.diff(o) < 0).any() for o in offsets):
-        raise ValueError(f"--requests: got {path}, expected offsets from 0 that do not decrease, one more than requests")
-    return Requests(dense, indices, [o.astype(np.int64) for o in offsets], np.zeros(len(dense), np.uint8))
 
 
 def _halves(requests: Requests, size: int) -> tuple[list[Requests], list[Requests]]:

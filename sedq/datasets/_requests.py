@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -109,3 +110,24 @@ class Requests:
             offsets=[o[start : stop + 1] - low for o, (low, _) in zip(self.offsets, spans, strict=True)],
             labels=self.labels[start:stop],
         )
+
+
+def read_requests(path: Path) -> Requests:
+    """Read an .npz of dense, indices_0, offsets_0, indices_1, ..., offsets with the last one; ValueError for others."""
+    with open(path, "rb") as stream:
+        try:
+            file = np.load(stream, allow_pickle=False)
+            count = sum(key.startswith("indices_") for key in file.files)
+            dense = file["dense"]
+            indices, offsets = ([file[f"{key}_{t}"] for t in range(count)] for key in ("indices", "offsets"))
+        except Exception as error:  # a damaged file makes zipfile and numpy raise nearly anything
+            raise ValueError(f"--requests: got {path}, expected an .npz of requests ({error})") from None
+    integers = all(a.ndim == 1 and a.dtype.kind in "iu" for a in (*indices, *offsets))
+    if dense.ndim != 2 or dense.dtype.kind not in "fiu" or not integers:
+        raise ValueError(f"--requests: got {path}, expected rows of numbers in dense, integers in indices and offsets")
+    starts = [o.astype(np.int64) for o in offsets]
+    if any(len(o) != len(dense) + 1 or o[0] != 0 or (np.diff(o) < 0).any() for o in starts):
+        raise ValueError(f"--requests: got {path}, expected offsets from 0 that do not decrease, one more than requests")
+    if any(o[-1] != len(i) for o, i in zip(starts, indices, strict=True)):
+        raise ValueError(f"--requests: got {path}, expected last offsets that are the number of indices")
+    return Requests(dense, indices, starts, np.zeros(len(dense), np.uint8))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import weakref
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from sedq.faults._summary import OUTCOMES
 from sedq.faults._worker import InvalidRun, Record
@@ -22,8 +23,6 @@ except ImportError:  # Windows
 __all__ = ["FORMAT", "Log"]
 
 FORMAT = "sedq-campaign-log"
-VERSION = 2
-START = b'{"format":"' + FORMAT.encode() + b'"'
 FIELDS = {
     **dict.fromkeys(("site", "model", "part", "outcome", "kind", "rung", "verdict"), str),
     **dict.fromkeys(("trial", "batch", "visit", "element", "bit"), int),
@@ -35,6 +34,8 @@ _logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
 class Log:
     """One line that says which campaign this is, then a line per trial, in whatever order they end.
+
+    A subclass says what is another in the log of other records, in the attributes that are in capitals here.
 
     Each line ends in the CRC-32 of the rest of it. The file is locked until `close`, which leaving a ``with`` block calls.
 
@@ -54,20 +55,28 @@ class Log:
         If it is no such log.
     """
 
+    FORMAT, VERSION = FORMAT, 2
+    ARGUMENT = "resume"  # by which messages call it
+    FIELDS: ClassVar[dict[str, type]] = FIELDS
+    NOT_NEGATIVE: tuple[str, ...] = ("trial", "batch", "damage", "error")
+    OUTCOMES: tuple[str, ...] = OUTCOMES
+
     def __init__(self, path: str | os.PathLike[str], header: dict[str, Any]) -> None:
         self._path = Path(path)
-        self._header = {"format": FORMAT, "version": VERSION, **header}
+        self._header = json.loads(_text({"format": self.FORMAT, "version": self.VERSION, **header}))
         self.records: dict[int, Record] = {}
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
         _logs.add(self)
         try:
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise ValueError(f"{self.ARGUMENT}: got {path}, expected an ordinary file or none")
             self._lock()
             self._read()
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,21 +95,22 @@ class Log:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InvalidRun(f"resume: {self._path} is in use by another run") from None
+                raise InvalidRun(f"{self.ARGUMENT}: {self._path} is in use by another run") from None
             # a file system without locks: nothing can be said of other runs
 
     def _read(self) -> None:
         data = self._path.read_bytes()
         whole = data.rfind(b"\n") + 1  # what follows was being written when the run was killed
         lines = data[:whole].split(b"\n")[:-1]
-        if not (START.startswith(data) or data.startswith(START)):
-            raise ValueError(f"resume: got {self._path}, which is no log of a campaign")
+        start = _text({"format": self.FORMAT})[:-1].encode()
+        if not (start.startswith(data) or data.startswith(start)):
+            raise ValueError(f"{self.ARGUMENT}: got {self._path}, which is no log of a campaign ({self.FORMAT!r})")
         if lines:
             self._agree(self._row(1, lines[0]))
             for number, line in enumerate(lines[1:], 2):
                 record = self._record(number, line)
                 if self.records.setdefault(record["trial"], record) != record:
-                    raise InvalidRun(f"resume: {self._path} has two different records of trial {record['trial']}")
+                    raise InvalidRun(f"{self.ARGUMENT}: {self._path} has two different records of trial {record['trial']}")
         if whole < len(data):
             os.ftruncate(self._file, whole)
         if not lines:
@@ -113,24 +123,24 @@ class Log:
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise InvalidRun(f"resume: line {number} of {self._path} is damaged: it is no JSON object")
-        if number == 1 and row.get("version") != VERSION:
+            raise InvalidRun(f"{self.ARGUMENT}: line {number} of {self._path} is damaged: it is no JSON object")
+        if number == 1 and row.get("version") != self.VERSION:
             got = _short(row.get("version"))
-            raise InvalidRun(f"resume: {self._path} is a log of version {got}, expected {VERSION}")
+            raise InvalidRun(f"{self.ARGUMENT}: {self._path} is a log of version {got}, expected {self.VERSION}")
         if row.pop("crc", None) != _crc(_text(row)):
-            raise InvalidRun(f"resume: line {number} of {self._path} is damaged: its checksum doesn't fit what it says")
+            raise InvalidRun(
+                f"{self.ARGUMENT}: line {number} of {self._path} is damaged: its checksum doesn't fit what it says"
+            )
         return row
 
     def _record(self, number: int, line: bytes) -> Record:
         record = self._row(number, line)
-        wrong = [name for name, kind in FIELDS.items() if type(record.get(name)) is not kind]
+        wrong = [name for name, kind in self.FIELDS.items() if type(record.get(name)) is not kind]
         if not wrong:
-            wrong = [
-                name for name, least in (("trial", 0), ("batch", 0), ("damage", 0), ("error", 0)) if record[name] < least
-            ]
-            wrong += ["outcome"] if record["outcome"] not in OUTCOMES else []
+            wrong = [name for name in self.NOT_NEGATIVE if record[name] < 0]
+            wrong += ["outcome"] if record["outcome"] not in self.OUTCOMES else []
         if wrong:
-            raise InvalidRun(f"resume: line {number} of {self._path} is no record of a trial: {', '.join(wrong)}")
+            raise InvalidRun(f"{self.ARGUMENT}: line {number} of {self._path} is no record of a trial: {', '.join(wrong)}")
         return record
 
     def _agree(self, found: dict[str, Any]) -> None:
@@ -143,7 +153,7 @@ class Log:
                 what = f"{name} differ: {', '.join(differ[:5])}{f' and {len(differ) - 5} more' * (len(differ) > 5)}"
             else:
                 what = f"{name} differs: got {_short(got)}, expected {_short(wanted)}"
-            raise InvalidRun(f"resume: {self._path} is of another campaign ({what})")
+            raise InvalidRun(f"{self.ARGUMENT}: {self._path} is of another campaign ({what})")
 
     def _append(self, rows: Iterable[dict[str, Any]]) -> None:
         data = b"".join(_line(row) for row in rows)

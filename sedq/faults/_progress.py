@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 __all__ = ["progress_of"]
 
 
-def progress_of(wanted: bool | Callable[[int, int], object], done: int, trials: int) -> Callable[[int, int], object]:
-    """Return what is told (trials done, trials): a bar, lines, what the caller gave, or nothing."""
+@contextmanager
+def progress_of(
+    wanted: bool | Callable[[int, int], object], done: int, trials: int
+) -> Iterator[Callable[[int, int], object]]:
+    """Give what is told (trials done, trials): a bar, lines, what the caller gave, or nothing."""
     if callable(wanted):
-        return wanted
+        yield wanted
+        return
     if not wanted:
-        return lambda done, trials: None
+        yield lambda done, trials: None
+        return
     try:
         from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
-        return lambda done, trials: print(f"{done} of {trials} trials", file=sys.stderr)
-    bar = tqdm(total=trials, initial=done, unit=" trials", file=sys.stderr)
-
-    def show(now: int, total: int) -> None:
-        bar.update(now - bar.n)
-        if now >= total:
-            bar.close()
-
-    return show
+        yield lambda done, trials: print(f"{done} of {trials} trials", file=sys.stderr)
+        return
+    with tqdm(total=trials, initial=done, unit=" trials", file=sys.stderr) as bar:
+        yield lambda now, trials: bar.update(now - bar.n)

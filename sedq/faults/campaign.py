@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any
@@ -32,8 +33,10 @@ from sedq.faults.result import CampaignResult
 __all__ = ["Campaign", "CampaignPlan"]
 
 CHUNK = 500
+PAUSE = 1.0  # seconds between records that are handed on, at least
 IN_FLIGHT = 64  # chunks given to an executor at a time: each carries the pickled target
 ATTEMPTS = 4
+GRACE = 60  # seconds for which an interrupt waits for chunks that are being run
 REPLAYED = 5  # trials of a log that are run again before it is believed
 CHECKS = ("exact", "full", "digest", "threshold", "mod127")
 
@@ -299,8 +302,8 @@ class Campaign:
         executor : concurrent.futures.Executor, optional
             Threads, processes, or those of a cluster (``dask.distributed.Client.get_executor()``). This thread if None.
         resume : path-like, optional
-            Log of the trials that have been run, in JSON lines. It is appended to as chunks end; if it exists, what it
-            holds isn't run again.
+            Log of the trials that have been run, in JSON lines. It is appended to as chunks end, without an executor every
+            second as well; if it exists, what it holds isn't run again.
         progress : bool or callable, default False
             True shows a bar (tqdm, if it is there); a callable is given (trials done, trials).
         chunk : int, default 500
@@ -323,7 +326,7 @@ class Campaign:
             log = None if resume is None else stack.enter_context(Log(resume, self._header()))
             done = {} if log is None else self._replayed(log.records, trials)
             parts = [(a, b) for a, b in parts if any(i not in done for i in range(a, b))]
-            report = progress_of(progress, len(done), trials)
+            report = stack.enter_context(progress_of(progress, len(done), trials))
             results = self._here(parts, done) if executor is None else self._on(executor, parts, done)
             for records in results:
                 if log is not None:
@@ -343,9 +346,25 @@ class Campaign:
         return {i: record for i, record in logged.items() if i < trials}
 
     def _here(self, parts: list[tuple[int, int]], done: dict[int, Record]) -> Iterator[list[Record]]:
+        """Run chunks in this thread; what ends it loses a second's trials at most, an interrupt only the one it meets."""
+        pause = PAUSE
         for a, b in parts:
-            yield [self._worker.trial(i) for i in range(a, b) if i not in done]
-            self._worker.require_intact()
+            left = [i for i in reversed(range(a, b)) if i not in done]
+            while left:
+                records: list[Record] = []
+                began = time.monotonic()
+                try:
+                    while left and time.monotonic() - began < pause:
+                        records.append(self._worker.trial(left[-1]))
+                        left.pop()
+                except KeyboardInterrupt:
+                    self._worker.require_intact()
+                    yield records
+                    raise
+                ended = time.monotonic()
+                self._worker.require_intact()
+                pause = max(PAUSE, 9 * (time.monotonic() - ended))  # large memory takes long to compare
+                yield records
 
     def _on(self, executor: Executor, parts: list[tuple[int, int]], done: dict[int, Record]) -> Iterator[list[Record]]:
         """Run chunks on an executor, again those whose worker was lost; a chunk is counted when its records arrive."""
@@ -368,6 +387,11 @@ class Campaign:
                         raise error
                     else:  # its worker was lost, and it with it
                         waiting.append((a, b, attempt + 1))
+        except KeyboardInterrupt:
+            for future in wait([f for f in running if not f.cancel()], GRACE).done:
+                if not future.exception():
+                    yield future.result()
+            raise
         finally:
             for future in running:
                 future.cancel()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sedq._files import check_distinct, check_target
 from sedq.datasets import load_msweb
+from sedq.datasets._requests import read_requests
 from sedq.dlrm import DLRM
 from sedq.faults import _pictures
 from sedq.faults._sites import site_names
@@ -23,9 +25,11 @@ from sedq.faults.live import LiveError
 from sedq.faults.live import command as live
 from sedq.faults.result import CampaignResult
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "kept", "run"]
 
 TRIALS = 10_000
+BATCHES = 1000
+CHUNK = 100  # trials of a worker, which an interrupt waits for
 DEFAULTS = {"trials": TRIALS, "batch": 2, "workers": 1, "check": "exact"}
 ENDS = {
     "holds": (0, "goal holds"),
@@ -40,7 +44,7 @@ EPILOG = (
     "goal: no fault that the check promises to see was missed or answered wrongly, which must show a rate below 10 %, and "
     "no alarm without one; with --goal RATE, the rate of consequential faults that were missed is no larger, at 95 % "
     "confidence. With --live 1 if something was reported where nothing was flipped, or, with --goal RATE, if the rate of a "
-    "class of registers may be larger: the upper end of its interval at 95 % is compared; 130 if interrupted."
+    "class of registers may be larger: the upper end of its interval at 95 % is compared. 130 if interrupted."
 )
 
 
@@ -53,7 +57,16 @@ def add_parser(commands: Any) -> None:
         "work, and count what becomes of them.",
         epilog=EPILOG,
     )
-    parser.add_argument("--model", type=Path, metavar="FILE", help="a file that DLRM.save wrote; answers synthetic requests")
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help="a file that DLRM.save wrote (default: the packaged model)"
+    )
+    parser.add_argument(
+        "--requests",
+        type=Path,
+        metavar="FILE",
+        help="what the model answers, as for sedq calibrate (default: packaged requests for the packaged model, synthetic "
+        "ones for another)",
+    )
     parser.add_argument("--trials", type=int, metavar="N", help=f"how many faults (default {TRIALS})")
     parser.add_argument("--sites", nargs="+", metavar="SITE", help="where they strike (default: everywhere)")
     parser.add_argument("--list-sites", action="store_true", help="say which sites there are, and end")
@@ -83,6 +96,16 @@ def _packaged(batch: int) -> tuple[DLRM, list[Any]]:
     return model, [r.batch(i, i + batch) for i in range(0, len(r), 8 * batch)]
 
 
+def _given(path: Path, batch: int) -> list[Any]:
+    """Return the batches of a file, evenly spread ones if there are more than a campaign tells apart."""
+    requests = read_requests(path)
+    if not len(requests):
+        raise ValueError(f"--requests: got {path}, expected one request at least")
+    starts = range(0, len(requests), batch)
+    parts = [requests.batch(i, i + batch) for i in starts[:: -(-len(starts) // BATCHES)]]
+    return [(part.dense, part.indices, part.offsets) for part in parts]  # without labels, which such a file doesn't have
+
+
 def _synthetic(model: DLRM, batch: int, seed: int, count: int = 256) -> list[Any]:
     """Make requests for any model: normal dense features, 1 to 20 uniform rows per bag."""
     rng = np.random.default_rng(seed)
@@ -95,10 +118,13 @@ def _synthetic(model: DLRM, batch: int, seed: int, count: int = 256) -> list[Any
     return made
 
 
-def _check_options(options: argparse.Namespace, check_target: Callable[[str, Path | None], None]) -> None:
-    for name in ("resume", "report", "json"):
+def _check_options(options: argparse.Namespace) -> None:
+    for name in ("report", "json"):
         check_target(f"--{name}", getattr(options, name))
-    others = ("model", "sites", "list_sites", "batch", "workers", "report") if options.live else LIVE_ONLY
+    if options.resume is not None and not options.resume.exists():  # one that exists is appended to where it is
+        check_target("--resume", options.resume)
+    check_distinct({f"--{name}": getattr(options, name) for name in ("model", "requests", "resume", "report", "json")})
+    others = ("model", "requests", "sites", "list_sites", "batch", "workers", "report") if options.live else LIVE_ONLY
     for name in others:
         value = getattr(options, name)
         if value is not None and value is not False:
@@ -120,9 +146,9 @@ def _check_options(options: argparse.Namespace, check_target: Callable[[str, Pat
         _pictures.require_matplotlib()
 
 
-def run(options: argparse.Namespace, check_target: Callable[[str, Path | None], None]) -> int:
-    """Run the command; `check_target` refuses what can't be written. Returns the exit status."""
-    _check_options(options, check_target)
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    _check_options(options)
     if options.live:
         return _live(options)
     try:
@@ -135,11 +161,18 @@ def run(options: argparse.Namespace, check_target: Callable[[str, Path | None], 
         return 2
 
 
+def kept(options: argparse.Namespace) -> str:
+    """Say what an interrupted run leaves; nothing for a command that isn't a campaign."""
+    if options.command != "campaign":
+        return ""
+    return "; no log was kept" if options.resume is None else f"; go on with --resume {options.resume}"
+
+
 def _campaign(options: argparse.Namespace) -> int:
-    if options.model is None:
-        model, inputs = _packaged(options.batch)
-    else:
-        model = DLRM.load(options.model)
+    model, inputs = _packaged(options.batch) if options.model is None else (DLRM.load(options.model), None)
+    if options.requests is not None:
+        inputs = _given(options.requests, options.batch)
+    elif inputs is None:
         inputs = _synthetic(model, options.batch, options.seed)
     if options.list_sites:
         print("\n".join(site_names(model, inputs, options.check)))
@@ -149,11 +182,11 @@ def _campaign(options: argparse.Namespace) -> int:
         raise ValueError(f"--goal: got none, expected a rate: check={options.check!r} promises to see none of these faults")
     print(campaign.plan(options.trials), file=sys.stderr)
     result = _results(campaign, options)
-    print(result.table())
     if options.json is not None:
         result.to_json(options.json, options.goal)
     if options.report is not None:
         result.to_html(options.report, options.goal, _command(options))
+    print(result.table())
     status, text = ENDS[result.goal_of(options.goal)["state"]]
     print(text)
     return status
@@ -162,7 +195,7 @@ def _campaign(options: argparse.Namespace) -> int:
 def _command(options: argparse.Namespace) -> str:
     """Return the command that makes the same run, defaults written out."""
     words: list[object] = ["sedq", "campaign"]
-    for name in ("model", "trials", "sites", "check", "goal", "seed", "batch"):
+    for name in ("model", "requests", "trials", "sites", "check", "goal", "seed", "batch"):
         value = getattr(options, name)
         if value is not None:
             words += [f"--{name}", *(value if isinstance(value, list) else [value])]
@@ -172,7 +205,7 @@ def _command(options: argparse.Namespace) -> str:
 def _live(options: argparse.Namespace) -> int:
     try:
         return live.run(options)
-    except LiveError as error:
+    except (LiveError, InvalidRun) as error:
         print(f"sedq: the run is invalid: {error}", file=sys.stderr)
         return 2
 
@@ -180,5 +213,7 @@ def _live(options: argparse.Namespace) -> int:
 def _results(campaign: Campaign, options: argparse.Namespace) -> CampaignResult:
     if options.workers == 1:
         return campaign.run(options.trials, resume=options.resume, progress=True)
-    with ProcessPoolExecutor(min(options.workers, 4 * (os.cpu_count() or 1))) as executor:
-        return campaign.run(options.trials, executor=executor, resume=options.resume, progress=True)
+    count = min(options.workers, 4 * (os.cpu_count() or 1))
+    # an interrupt is for this process, which waits for what its workers are at
+    with ProcessPoolExecutor(count, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as executor:
+        return campaign.run(options.trials, executor=executor, resume=options.resume, progress=True, chunk=CHUNK)

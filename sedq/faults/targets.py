@@ -259,6 +259,15 @@ def _rows_of(bag: EmbeddingBag, indices: Array) -> Array:
     return rows[rows >= 0]
 
 
+def _require_last(index: Array, starts: Array) -> None:
+    if not starts.size or starts.flat[-1] != index.size:
+        got = starts.flat[-1] if starts.size else "none"
+        raise ValueError(
+            f"inputs: got {got} as the last of the offsets, expected the number of indices, {index.size}: offsets as for "
+            "include_last_offset=True"
+        )
+
+
 class BagTarget(Target):
     """An EmbeddingBag; batches are (indices, offsets) with the last offset, or (indices, offsets, per_sample_weights)."""
 
@@ -275,6 +284,7 @@ class BagTarget(Target):
             raise ValueError(f"inputs: got {_validation.describe(given)}, expected (indices, offsets) or with weights")
         index = _validation.integers("indices", given[0], (1,))
         starts = _validation.integers("offsets", given[1], (1,)).astype(np.int64, copy=False)
+        _require_last(index, starts)
         weights = None if len(given) == 2 or given[2] is None else given[2]
         factors = None if weights is None else _validation.finite_array("weights", weights, index.shape)
         return {"indices": [index], "offsets": [starts], "per_sample_weights": [] if factors is None else [factors]}
@@ -318,8 +328,11 @@ class ModelTarget(Target):
         if not isinstance(parts, (tuple, list)) or len(parts) != 3:
             raise ValueError(f"inputs: got {_validation.describe(given)}, expected Requests or (dense, indices, offsets)")
         dense = _validation.float_rows(parts[0], self.model.bottom[0].packed.shape[1], "dense")
+        indices = [np.ascontiguousarray(i) for i in parts[1]]
         offsets = [np.ascontiguousarray(o, dtype=np.int64) for o in parts[2]]
-        return {"dense": dense, "indices": [np.ascontiguousarray(i) for i in parts[1]], "offsets": offsets}
+        for index, starts in zip(indices, offsets, strict=False):
+            _require_last(index, starts)
+        return {"dense": dense, "indices": indices, "offsets": offsets}
 
     def call(self, batch: dict[str, Any], check: str, threshold: Any) -> Array:
         """Answer requests. Arguments as for `Target.call`: batch, check, threshold (unused)."""

@@ -53,5 +53,5 @@ def stop_at(s: Session, function: str) -> tuple[symbols.Image, int]:
 def kernel(s: Session, name: str) -> str:
     """A function of the instruction set in force, which may have taken it from another one."""
     known = {i.function(start) for i in s.images for start in i._starts}
-    places = [f"{part}_{isa}:{name}" for isa in (s.isa, "avx2") for part in ("gemm", "epilogue", "embedding")]
+    places = [f"{part}_{isa}:{name}" for isa in (s.isa, "avx2") for part in ("gemm", "epilogue", "embedding", "dense")]
     return next(place for place in places if place in known)

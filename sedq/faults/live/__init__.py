@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import sys
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
@@ -39,7 +40,6 @@ CHECKS = {
     "interaction": ("off", "exact"),
     "probe": ("off",),
 }
-VERSION = 2
 LONGEST = 86400  # seconds that a call may be waited for
 
 
@@ -111,7 +111,9 @@ def run(
     OSError
         On other systems, and where processes may not be traced.
     ValueError
-        For wrong arguments, and for the log of another campaign, or one that another run writes to.
+        For wrong arguments, and for a log that is none.
+    InvalidRun
+        For the log of another campaign, one that another run writes to, and one that is damaged or holds what wasn't drawn.
     LiveError
         If the operator fails without a fault, or something else ends its process.
 
@@ -136,15 +138,19 @@ def run(
     if _validation.boolean("dummy", dummy):
         struck = {}
     with Session(options, limit) as session:
-        header = {"live": VERSION, **options, "seed": seed, "registers": struck, "isa": session.isa}
+        header = {"live": Log.VERSION, **options, "seed": seed, "registers": struck, "isa": session.isa}
         header["code"] = {i.name: zlib.crc32(Path(i.path).read_bytes()) for i in session.images}
-        with Log(log, header) as done:
+        with ExitStack() as stack:
+            kept = None if log is None else stack.enter_context(Log(log, header))
+            done = {} if kept is None else kept.trials(lambda number: draw(seed, number, struck))
             for number in range(trials):
-                if number not in done.trials:
-                    done.add(session.run(draw(seed, number, struck)))
+                if number not in done:
+                    done[number] = session.run(draw(seed, number, struck))
+                    if kept is not None:
+                        kept.add_trial(done[number])
                 if progress is not None and (number % 100 == 99 or number == trials - 1):
                     print(f"\r{number + 1} of {trials}", end="", file=progress, flush=True)
-            found = tuple(done.trials[number] for number in range(trials))
+            found = tuple(done[number] for number in range(trials))
     if progress is not None:
         print(file=progress)
     return LiveResult(header, found)

@@ -35,21 +35,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run a live campaign and print its figures.
 
-    Returns 0; 1 if a flip was reported where there was none, or too many went unseen for the goal; 130 if interrupted.
+    Returns 0; 1 if a flip was reported where there was none, or too many went unseen for the goal.
     """
     if options.goal is not None and (options.dummy or not 0 < options.goal < 1):
         wanted = "none with --dummy" if options.dummy else "a rate between 0 and 1"
         raise ValueError(f"--goal: got {options.goal}, expected {wanted}")
-    try:
-        result = _result(options)
-    except KeyboardInterrupt:
-        kept = "no log was kept" if options.resume is None else f"go on with --resume {options.resume}"
-        print(f"\nsedq: interrupted; {kept}", file=sys.stderr)
-        return 130
-    print(result.table())
+    result = _result(options)
     if options.json is not None:
         with replacing(options.json) as stream:
             stream.write((json.dumps(result.to_json(), indent=2) + "\n").encode())
+    print(result.table())
     if options.goal is None:
         return 0 if result.passed else 1
     holds = result.holds(options.goal)
