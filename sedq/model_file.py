@@ -36,8 +36,7 @@ def _qparams(params: QParams | None) -> dict[str, Any] | None:
 
 def _layer_arrays(prefix: str, layer: QuantizedLinear) -> dict[str, Array]:
     packed = layer.packed
-    if packed.heal().corrupted:
-        raise SoftErrorDetected(f"{prefix}: weights are corrupted, the model was not saved")
+    packed.require_intact(f"{prefix}: weights are corrupted, the model was not saved")
     arrays = {"weight": packed.unpack(), "scale": packed.scale, "zero_point": packed.zero_point}
     if packed.bias is not None:
         arrays["bias"] = packed.bias
