@@ -23,6 +23,7 @@ __all__ = ["EmbeddingBag"]
 
 Array = NDArray[Any]
 Mode = Literal["sum", "mean"]
+ITS_OWN = ("_guard", "_mended", "_mends", "_redundancy", "_table")  # what a copy has anew
 
 
 class EmbeddingBag(Pooling):
@@ -300,13 +301,13 @@ class EmbeddingBag(Pooling):
     def __reduce__(self) -> tuple[Any, ...]:
         with self._guard.exclusive():
             self.require_intact()
-            state = {name: value for name, value in vars(self).items() if name not in ("_guard", "_redundancy", "_table")}
+            state = {name: value for name, value in vars(self).items() if name not in ITS_OWN}
             return type(self)._restored, (copy.deepcopy(self._redundancy), state)
 
     @classmethod
     def _restored(cls, redundancy: repair.Redundancy, state: dict[str, Any]) -> EmbeddingBag:
         bag = cls.__new__(cls)
-        vars(bag).update(state, _guard=Guard(), _redundancy=redundancy, _table=redundancy.table)
+        vars(bag).update(state, _guard=Guard(), _redundancy=redundancy, _table=redundancy.table, _mends=0, _mended={})
         return bag
 
     def __repr__(self) -> str:
