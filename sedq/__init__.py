@@ -15,17 +15,17 @@ except ModuleNotFoundError as error:
     ) from None
 
 from sedq import checks, datasets, faults, scrub
-from sedq._config import Settings, config_context, get_config
+from sedq._config import Settings, config_context, get_config, set_config
 from sedq._info import show_versions, versions
 from sedq.calibration import ThresholdCalibration, calibrate_thresholds
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag, EmbeddingBagCollection, IndexBatch, ScrubReport
 from sedq.exceptions import CalibrationWarning, ModelFileError, SedqWarning, SoftErrorDetected, SoftErrorWarning
 from sedq.linear import matmul_integer, qlinear, qlinear_dynamic
+from sedq.monitoring import Event, Monitor, monitor
 from sedq.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
 from sedq.qparams import QParams, choose_qparams, dequantize, quantize
 from sedq.quantized_linear import QuantizedLinear
-from sedq.recovery import Event, Monitor, monitor
 from sedq.weights import PackedWeights, WeightsReport, pack_weights
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "qlinear_dynamic",
     "quantize",
     "scrub",
+    "set_config",
     "show_versions",
     "versions",
 ]

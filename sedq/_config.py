@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from sedq import _validation
 from sedq._core import _dispatch
 
-__all__ = ["Settings", "config_context", "get_config", "resolve", "use_kernels"]
+__all__ = ["Settings", "config_context", "get_config", "resolve", "set_config", "use_kernels"]
 
 CHECKS = ("off", "exact", "full", "mod127", "digest", "threshold")
 ON_ERROR = ("recover", "raise", "warn")
@@ -39,8 +40,9 @@ class Settings(NamedTuple):
     kernels: _dispatch.Context
 
 
-DEFAULTS = Settings("exact", "recover", None, _dispatch.default)
-_settings: ContextVar[Settings] = ContextVar("sedq_settings", default=DEFAULTS)
+_process = Settings("exact", "recover", None, _dispatch.default)  # where no context is open
+_settings: ContextVar[Settings | None] = ContextVar("sedq_settings", default=None)
+_lock = threading.Lock()
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -63,9 +65,13 @@ def _merged(settings: Settings, check: str | None, on_error: str | None, num_thr
 
 def resolve(check: str | None, on_error: str | None, num_threads: int | None) -> Settings:
     """Return the settings of a call: its own arguments where given, the surrounding ones elsewhere."""
-    settings = _settings.get()
+    settings = get_config()
     if check is None and on_error is None and num_threads is None:
         return settings
+    return _over(settings, check, on_error, num_threads)
+
+
+def _over(settings: Settings, check: str | None, on_error: str | None, num_threads: int | None) -> Settings:
     try:
         return _merged(settings, check, on_error, num_threads)
     except TypeError:  # what can't be remembered isn't right either, and says so here
@@ -73,7 +79,7 @@ def resolve(check: str | None, on_error: str | None, num_threads: int | None) ->
 
 
 def get_config() -> Settings:
-    """Return the settings in force here.
+    """Return the settings in force here: of the innermost `config_context`, else of the process.
 
     Examples
     --------
@@ -81,7 +87,36 @@ def get_config() -> Settings:
     >>> sedq.get_config().check
     'exact'
     """
-    return _settings.get()
+    return _settings.get() or _process
+
+
+def set_config(*, check: str | None = None, on_error: str | None = None, num_threads: int | None = None) -> None:
+    """Set for the whole process what calls do where their own arguments are None.
+
+    Every thread goes by it, also those that a framework starts, except inside a `config_context`, which has been given its
+    settings when it was opened. Processes that are started afterwards, other than by a fork, have the defaults again.
+
+    Parameters
+    ----------
+    check, on_error, num_threads
+        As for `config_context`; what is None stays as it is.
+
+    Raises
+    ------
+    ValueError
+        For any other value. Nothing is set then.
+
+    Examples
+    --------
+    >>> import sedq
+    >>> sedq.set_config(on_error="raise")
+    >>> sedq.get_config().on_error
+    'raise'
+    >>> sedq.set_config(on_error="recover")
+    """
+    global _process
+    with _lock:
+        _process = _over(_process, check, on_error, num_threads)
 
 
 @contextmanager
@@ -123,7 +158,7 @@ def config_context(
 @contextmanager
 def use_kernels(kernels: _dispatch.Context) -> Iterator[None]:
     """Run calls inside a ``with`` block on other kernels: another instruction set, or ones with a fault hook."""
-    token = _settings.set(_settings.get()._replace(kernels=kernels))
+    token = _settings.set(get_config()._replace(kernels=kernels))
     try:
         yield
     finally:

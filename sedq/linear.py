@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sedq import _config, _validation, recovery
 from sedq._core import _dense, _dispatch, _gemm, _packing
 from sedq.qparams import QParams, choose_qparams
-from sedq.weights import PackedWeights, activation_key
+from sedq.weights import PackedWeights, activation_key, encoding
 
 __all__ = ["matmul_integer", "multiply", "multiply_floats", "qlinear", "qlinear_dynamic", "quantize_activations"]
 
@@ -62,13 +62,14 @@ def multiply(
     """
     level = level_of(settings, packed)
     threads = settings.num_threads or 0
+    heals = packed._healed[0]
     if epilogue is None:
         epilogue = _epilogue(packed, key)
     found = _gemm.linear(settings.kernels, packed._core, epilogue, x, out, level, threads, x_sums, y_sums)
     if level:
         recovery.count_checks(operator, len(x))
     if found is not None:
-        _recover(found, x, packed, key, epilogue, out, settings, level, operator, x_sums, y_sums)
+        _recover(found, x, packed, key, epilogue, out, settings, level, operator, x_sums, y_sums, heals)
 
 
 def _recover(
@@ -83,8 +84,9 @@ def _recover(
     operator: str,
     x_sums: Array | None,
     y_sums: Array | None,
+    heals: int,
 ) -> None:
-    """Deal with what `multiply` found."""
+    """Deal with what `multiply` found, which began after so many heals of the pack."""
 
     def recompute() -> list[recovery.Finding] | None:
         rows = _rows_in_doubt(found, len(x))
@@ -103,8 +105,11 @@ def _recover(
         return remaining
 
     def heal() -> tuple[str, str]:
-        report = packed.heal()
-        return "; ".join(report.healed), ", ".join(report.corrupted)
+        report = packed.heal_in_call()
+        healed = "; ".join(report.healed) or packed.healed_since(heals)
+        if not healed and key is not None and not encoding.intact(epilogue):  # forgotten before this call began
+            healed = "parameters derived again"
+        return healed, ", ".join(report.corrupted)
 
     recovery.handle(operator, found, settings.on_error, recompute, heal, has_writer=x_sums is not None)
 

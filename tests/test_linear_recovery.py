@@ -187,7 +187,7 @@ def test_detections_are_logged(rng: np.random.Generator, caplog: pytest.LogCaptu
     assert (record.name, record.levelname) == ("sedq", "WARNING")
     assert record.getMessage().startswith("soft error detected: matmul_integer: accumulator check, row 0")
     assert "heal: memory, panels: W[3, 7]" in record.getMessage()
-    assert record.getMessage().endswith("(and 12 more)")
+    assert "(and 12 more)" in record.getMessage()
 
 
 @pytest.mark.parametrize("name", ["digits", "row_sums", "col_sums", "scale", "zero_point", "bias"])

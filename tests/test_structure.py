@@ -26,7 +26,7 @@ LAYERS = (
     {"calibration", "faults", "scrub"},
     {"dlrm", "datasets", "model_file", "_archive", "float_model"},
     {"linear", "embedding", "quantized_linear"},
-    {"checks", "weights", "recovery"},
+    {"checks", "weights", "recovery", "monitoring"},
     {"observers", "qparams", "reference", "_statistics", "_validation", "_config", "_files", "exceptions", "_info"},
     {"_core"},
 )
@@ -226,7 +226,10 @@ INTERNAL = {
     "EmbeddingBag.require_intact",
     "IndexBatch.alone",
     "PackedWeights.epilogue",
+    "PackedWeights.heal_in_call",
+    "PackedWeights.healed_since",
     "PackedWeights.integer_epilogue",
+    "PackedWeights.require_intact",
     "QuantizedLinear.run",
 }
 METHODS = {

@@ -28,6 +28,8 @@ INTERNAL = {
     "asks_apart",
     "deal_with",
     "epilogue",
+    "heal_in_call",
+    "healed_since",
     "integer_epilogue",
     "pool",
     "require_intact",

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq import _config, _validation
-from sedq._core import _embedding
+from sedq import _config, _validation, recovery
+from sedq._core import _dispatch, _embedding
 from sedq.dlrm import DLRM
 from sedq.dlrm.arguments import requests_of
 from sedq.embedding import EmbeddingBag
@@ -169,7 +169,10 @@ def _run(bag: EmbeddingBag, calls: list[Call]) -> TableSamples:
             stats=stats,
         )
         if found:
-            raise SoftErrorDetected(f"{bag!r}: bag {found[0][0]} of the samples is corrupted, nothing was calibrated")
+            known = [finding for finding in found if finding[1] in recovery.KINDS] or [(-1, recovery.SUM, 0.0, 0.0)]
+            events = recovery.conclude("calibrate_thresholds", known, _dispatch.current_cpu(), "raise", "unresolved")
+            message = f"{bag!r}: bag {found[0][0]} of the samples is corrupted, nothing was calibrated"
+            raise SoftErrorDetected(message, events)
         parts.append(stats)
         if kept < KEPT:
             some = slice(KEPT - kept)

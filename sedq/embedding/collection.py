@@ -156,7 +156,7 @@ class EmbeddingBagCollection:
             return result
         level, limits = level_of(settings), [limit(threshold, bag) for bag in self.bags]
         stats = stats_for(limits[0], level, tables * batch)
-        versions = [bag.version for bag in self.bags]
+        versions, mends = [bag.version for bag in self.bags], [bag._mends for bag in self.bags]
         found = _collection.pool_many(
             settings.kernels,
             [bag._table for bag in self.bags],
@@ -180,7 +180,7 @@ class EmbeddingBagCollection:
                 continue
             arrays = self._part(number, index, starts, weights)
             if found is not None and number in found:
-                call = Call(*arrays, None, level, limits[number])
+                call = Call(*arrays, None, level, limits[number], mends[number])
                 bag.deal_with(found[number], call, self._columns_of(number, result), None, settings, f"table.{number}")
             if stats is not None:
                 threshold.watch(bag, arrays[1], weights, stats[number * batch : (number + 1) * batch])

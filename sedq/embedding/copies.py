@@ -17,6 +17,7 @@ from sedq.embedding.pooling import Pooling
 __all__ = ["Copied"]
 
 Array = NDArray[Any]
+ITS_OWN = ("_guard", "_mended", "_mends", "_redundancy", "_table")  # what a copy has anew
 
 
 class Copied(Pooling):
@@ -77,11 +78,11 @@ class Copied(Pooling):
     def __reduce__(self) -> tuple[Any, ...]:
         with self._guard.exclusive():
             self.require_intact()
-            state = {name: value for name, value in vars(self).items() if name not in ("_guard", "_redundancy", "_table")}
+            state = {name: value for name, value in vars(self).items() if name not in ITS_OWN}
             return type(self)._restored, (copy.deepcopy(self._redundancy), state)
 
     @classmethod
     def _restored(cls, redundancy: repair.Redundancy, state: dict[str, Any]) -> Copied:
         bag = cls.__new__(cls)
-        vars(bag).update(state, _guard=Guard(), _redundancy=redundancy, _table=redundancy.table)
+        vars(bag).update(state, _guard=Guard(), _redundancy=redundancy, _table=redundancy.table, _mends=0, _mended={})
         return bag

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, _validation, recovery
-from sedq._core import _rows
+from sedq._core import _dispatch, _rows
 from sedq.embedding import layouts
 from sedq.embedding.guard import Guard
 from sedq.embedding.repair import Redundancy, Repairs
+from sedq.embedding.requests import Pruning
 from sedq.embedding.sources import Source
 from sedq.exceptions import ModelFileError, SoftErrorDetected
 
@@ -24,6 +25,7 @@ __all__ = ["Maintained", "ScrubReport"]
 Array = NDArray[Any]
 SCRUBBED = 2**16  # rows looked over between two looks at whether a writer came by
 UPDATED = 1024  # rows written while readers wait
+RECORDED = 64  # most events of one call
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class ScrubReport:
     left : list of int
         Those still corrupted.
     stale : list of str
-        Parity rows and locating sums that were wrong themselves, and made again unless `repair` was off;
-        empty unless `redundancy` was asked for.
+        Parity rows and locating sums that were wrong themselves, and made again unless `repair` was off, and indices at
+        which an index mapping is corrupted, which can't be; empty unless `redundancy` was asked for.
     """
 
     start: int
@@ -72,10 +74,14 @@ class Maintained:
     _source: Source | None
     _guard: Guard
     _redundancy: Redundancy
+    _pruning: Pruning | None
     _updated: Array | None  # rows that the source doesn't know, one flag each
+    _mends: int  # how often rows were mended
+    _mended: dict[int, int]  # rows that were, and the number of the last time
 
     def _maintain(self, source: Source | None, redundancy: Redundancy) -> None:
         self._source, self._updated = source, None
+        self._mends, self._mended = 0, {}
         self._guard = Guard()
         self._redundancy = redundancy
 
@@ -135,27 +141,43 @@ class Maintained:
         """
         numbers = self._row_numbers(rows)
         with self._guard.writing():
-            return self._reload(numbers.tolist())
+            bad = self._redundancy.bad(np.unique(numbers))
+            restored, reason = self._reload(numbers.tolist())
+            mended = set(restored)
+            done = Repairs(reloaded=[n for n in bad if n in mended], left=[n for n in bad if n not in mended], reason=reason)
+            self._note(done)
+        self._recorded("restore", bad, str(done), done.why_left(), "none")
+        return restored
 
-    def _reload(self, rows: list[int]) -> list[int]:
-        if self._updated is not None:
-            rows = [number for number in rows if not self._updated[number]]
-        if self._source is None or not self._table.own or not rows:
-            return []
+    def _reload(self, rows: list[int]) -> tuple[list[int], str]:
+        """Reload rows from the source: those restored, and why the others were not."""
+        if self._source is None or not self._table.own:
+            return [], "there is no source to reload them from"
+        known = rows if self._updated is None else [number for number in rows if not self._updated[number]]
+        restored, reason = self._reload_known(known) if known else ([], "")
+        updated = "they were updated since" if len(known) < len(rows) else ""
+        why = reason or updated
+        return restored, f"could not be reloaded from {self._source!r}: {why}" if why else ""
+
+    def _reload_known(self, rows: list[int]) -> tuple[list[int], str]:
+        assert self._source is not None
         try:
             originals = self._source(np.array(rows))
-        except (OSError, ModelFileError, IndexError):  # the source is gone, or not what it was
-            return []
+        except (OSError, ModelFileError, IndexError) as error:  # the source is gone, or not what it was
+            said = getattr(error, "strerror", None) or str(error)
+            return [], said.removeprefix(f"{self._source!r}: ")
         if originals.shape[1:] != (self._geometry().width,):
-            return []
-        restored = []
+            return [], f"its rows are of {originals.shape[1:]} bytes, expected ({self._geometry().width},)"
+        restored, reason = [], ""
         for number, fused in zip(rows, originals, strict=True):
             row, stored = self._sealed(number, fused), self._table.rows[number]
             # a source may have changed, or been struck too: it must agree with the digest, or with all but the digest
             if np.array_equal(row[-8:], stored[-8:]) or np.array_equal(row[:-8], stored[:-8]):
                 stored[...] = row
                 restored.append(number)
-        return restored
+            else:
+                reason = "what it has does not fit their digests"
+        return restored, reason
 
     def _geometry(self) -> layouts.Geometry:
         return layouts.geometry(self._layout, self.bits, self.shape[1])
@@ -171,20 +193,37 @@ class Maintained:
             return Repairs()
         with self._guard.writing():
             done = self._redundancy.mend(bad, self._reload)
-        recovery.count_repairs(done.counts())
+            self._note(done)
         return done
+
+    def _note(self, done: Repairs) -> None:
+        """Count what was restored, and remember it for the calls that read it before."""
+        if done.restored():
+            self._mends += 1
+            self._mended |= dict.fromkeys(done.restored(), self._mends)
+            recovery.count_repairs(done.counts())
+
+    def _mended_since(self, rows: Array, mends: int) -> str:
+        """Say which of some rows were mended, after rows had been so many times."""
+        since = [number for number in rows.tolist() if self._mended.get(number, 0) > mends] if self._mends > mends else []
+        return f"rows {since} mended by another thread" if since else ""
 
     def require_intact(self, rows: ArrayLike | None = None) -> None:
         """Restore corrupted rows, of those given or of all, or raise SoftErrorDetected naming them."""
         with self._guard.exclusive():
-            done = self._mend(self.bad_rows(rows))
+            bad = self.bad_rows(rows)
+            done = self._mend(bad)
+        events = self._recorded("EmbeddingBag", bad, str(done), done.why_left(), "raise")
         if done.left:
-            raise SoftErrorDetected(f"{self!r}: {done.why_left()} are corrupted and {self._no_source()}")
+            raise SoftErrorDetected(f"{self!r}: {done.why_left(' are corrupted and')}", events)
 
-    def _no_source(self) -> str:
-        if self._source is None:
-            return "there is no source to reload them from"
-        return f"could not be reloaded from {self._source!r}"
+    def _recorded(self, operator: str, bad: list[int], healed: str, left: str, rung: str) -> list[recovery.Event]:
+        """Record what was found at rest; `rung` is how far that goes if some of it is left."""
+        if not healed and not left:
+            return []
+        findings = [(number, recovery.DIGEST, 0.0, 0.0) for number in bad[:RECORDED] or [-1]]
+        detail = _joined("; ", [healed, f"still corrupted: {left}" if left else ""])
+        return recovery.conclude(operator, findings, _dispatch.current_cpu(), rung if left else "heal", "memory", detail)
 
     def scrub(
         self, start: int = 0, rows: int | None = None, *, repair: bool = True, redundancy: bool = False
@@ -192,6 +231,7 @@ class Maintained:
         """Compare rows with their digests, and restore those that don't fit.
 
         Rows that nobody asks for rot unseen: go through a table now and then, some rows at a time. Calls go on meanwhile.
+        What was found is logged, and told to the monitors in force, by the name ``"scrub"``.
 
         Parameters
         ----------
@@ -202,8 +242,8 @@ class Maintained:
         repair : bool, default True
             Restore what is corrupted; otherwise nothing is written.
         redundancy : bool, default False
-            Also compare the locating sums of these rows, and the parity of as large a part of the groups, which takes
-            several times as long.
+            Also compare the locating sums of these rows, and the parity and the index mapping of as large a part of the
+            groups and indices, which takes several times as long.
 
         Returns
         -------
@@ -227,7 +267,7 @@ class Maintained:
         if rows is not None:
             count = min(count, _validation.integer("rows", rows, 1, 2**62))
         _validation.boolean("repair", repair)
-        found, done, stale = [], Repairs(), []
+        found, done, stale, lost = [], Repairs(), [], []
         for at in range(first, first + count, SCRUBBED):
             stop = min(at + SCRUBBED, first + count)
             bad = self._guard.read(_rows.bad_in_range, self._table, at, stop - at, _config.get_config().kernels)
@@ -239,10 +279,15 @@ class Maintained:
             if _validation.boolean("redundancy", redundancy):
                 with self._guard.exclusive():  # nobody reads these without the lock
                     stale += self._redundancy.refresh(at, stop, repair=repair)
+                lost += [] if self._pruning is None else self._pruning.disagreeing(at, stop)
         stop = first + count
-        return ScrubReport(
-            first, stop, stop % self.shape[0], found, done.corrected, done.rebuilt, done.reloaded, done.left, stale
-        )
+        recovery.count_checks("scrub", count)
+        healed, left = [str(done), *stale], [done.why_left(), *lost]
+        if not repair:
+            healed, left = [], left + stale
+        self._recorded("scrub", found, _joined("; ", healed), _joined(", ", left), "none")
+        mended = (done.corrected, done.rebuilt, done.reloaded)
+        return ScrubReport(first, stop, stop % self.shape[0], found, *mended, done.left, stale + lost)
 
     def update_rows(self, indices: ArrayLike, values: ArrayLike) -> None:
         """Give rows new values, while other threads read.
@@ -304,3 +349,10 @@ class Maintained:
         made = _rows.Table(rows, self.shape[1], self.bits)
         made.digests[...] += numbers.astype(np.uint64) - np.arange(len(numbers), dtype=np.uint64)
         return rows
+
+
+def _joined(separator: str, parts: list[str]) -> str:
+    """Return in one line what there is to say, or as much of it as a line holds."""
+    said = [part for part in parts if part]
+    more = [f"and {len(said) - RECORDED} more"] if len(said) > RECORDED else []
+    return separator.join(said[:RECORDED] + more)

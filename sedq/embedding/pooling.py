@@ -41,6 +41,7 @@ class Call(NamedTuple):
     lengths: Array | None
     level: int
     limit: requests.Limit
+    mends: int  # how often rows had been mended when it began
 
 
 class Pooling(Maintained):
@@ -65,7 +66,7 @@ class Pooling(Maintained):
         level = level_of(settings)
         limit = requests.limit(threshold, self)
         stats = stats_for(limit, level, len(out))
-        lengths = None
+        lengths, mends = None, self._mends
         if self._pruning is not None:
             indices, offsets, weights, lengths = self._pruned(indices, offsets, weights, settings, operator)
         found = self._guard.read(
@@ -89,7 +90,8 @@ class Pooling(Maintained):
         if level:
             recovery.count_checks(operator, len(out))
         if found is not None or self._redundancy.overlay.places(indices).size:
-            self.deal_with(found, Call(indices, offsets, weights, lengths, level, limit), out, y_sums, settings, operator)
+            call = Call(indices, offsets, weights, lengths, level, limit, mends)
+            self.deal_with(found, call, out, y_sums, settings, operator)
         if stats is not None:
             threshold.watch(self, offsets, weights, stats)
 
@@ -145,10 +147,16 @@ class Pooling(Maintained):
         operator: str,
     ) -> None:
         """Deal with what `pool` found."""
+        same = False  # whether the recomputation exceeded the threshold as well, and gave what was there
 
         def recompute() -> list[recovery.Finding] | None:
+            nonlocal same
             numbers = _bags_in_doubt(found, len(out))
             remaining, again, sums = self._compute_again(numbers, call)
+            if remaining and call.limit != requests.BOUND and all(kind == recovery.SUM for _, kind, _, _ in remaining):
+                # rounding is the same on every path, so that a false alarm comes again: what counts is the bound
+                remaining, again, sums = self._compute_again(numbers, call._replace(limit=requests.BOUND))
+                same = np.array_equal(again, out[numbers])
             if remaining is None:
                 _store(numbers, again, sums, out, y_sums)
             return remaining
@@ -160,10 +168,14 @@ class Pooling(Maintained):
 
         def heal() -> tuple[str, str]:
             index, _, _ = requests.select(_bags_in_doubt(found, len(out)), call.indices, call.offsets, None)
-            done = self._mend(self.bad_rows(np.unique(index)))
-            return str(done), f"{done.why_left()}, {self._no_source()}" if done.left else ""
+            rows = np.unique(index)
+            done = self._mend(self.bad_rows(rows))
+            return str(done) or self._mended_since(rows, call.mends), done.why_left()
 
-        recovery.handle(operator, found, settings.on_error, recompute, heal)
+        def rounding() -> bool:
+            return same and all(kind == recovery.SUM for _, kind, _, _ in found)
+
+        recovery.handle(operator, found, settings.on_error, recompute, heal, rounding=rounding)
 
     def _overlaid(
         self, found: list[recovery.Finding] | None, call: Call, out: Array, y_sums: Array | None
@@ -190,12 +202,9 @@ class Pooling(Maintained):
         table, index = self._redundancy.readable(index)
         again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.empty(len(numbers), np.uint32)
         reference, counts = _dispatch.get("reference"), None if call.lengths is None else call.lengths[numbers]
-        limit = call.limit
-        if limit.kind == _embedding.LIMIT_GROWTH:
-            # rounding is the same on every path, so that a false alarm would come again: the second look is at the bound
-            limit = requests.Limit(_embedding.LIMIT_BOUND)
-        how = (call.level, limit.kind, limit.value, self.mode == "mean", 1)
-        remaining = _embedding.pool(reference, table, index, starts, factors, again, *how, sums, counts)
+        how = (call.level, call.limit.kind, call.limit.value, self.mode == "mean", 1)
+        growth = call.limit.growth
+        remaining = _embedding.pool(reference, table, index, starts, factors, again, *how, sums, counts, None, growth)
         if remaining and all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in remaining):
             bag = numbers[remaining[0][0]]
             raise ValueError(f"bag {bag}: its sums overflow float32, expected smaller weights or values")

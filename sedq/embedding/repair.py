@@ -29,6 +29,7 @@ __all__ = ["DIGEST", "Locator", "Redundancy", "Repairs", "begun", "take"]
 
 Array = NDArray[Any]
 WORD = 2**32
+NAMED = 64  # most rows that a message names
 DIGEST = 8  # bytes at the end of a row of ours
 
 
@@ -112,6 +113,8 @@ class Repairs:
         Still corrupted.
     collisions : list of list of int
         Rows left that share a parity group with one another.
+    reason : str
+        Why rows that are left were not reloaded.
     """
 
     corrected: list[int] = field(default_factory=list)
@@ -119,11 +122,17 @@ class Repairs:
     reloaded: list[int] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     collisions: list[list[int]] = field(default_factory=list)
+    reason: str = ""
 
     def __iadd__(self, other: Repairs) -> Repairs:
+        self.reason = other.reason or self.reason
         for name in ("corrected", "rebuilt", "reloaded", "left", "collisions"):
             getattr(self, name).extend(getattr(other, name))
         return self
+
+    def restored(self) -> list[int]:
+        """Rows that are as they were."""
+        return self.corrected + self.rebuilt + self.reloaded
 
     def counts(self) -> dict[str, int]:
         """How many rows were restored, by what."""
@@ -131,12 +140,19 @@ class Repairs:
 
     def __str__(self) -> str:
         named = (("corrected", self.corrected), ("rebuilt", self.rebuilt), ("reloaded", self.reloaded))
-        return "; ".join(f"rows {sorted(rows)} {how}" for how, rows in named if rows)
+        return "; ".join(f"rows {_listed(sorted(rows))} {how}" for how, rows in named if rows)
 
-    def why_left(self) -> str:
-        """Say which rows are left, and which of them parity could not tell apart."""
-        shared = "".join(f", {rows} in one parity group" for rows in self.collisions)
-        return f"rows {self.left}{shared}"
+    def why_left(self, separator: str = ",") -> str:
+        """Say which rows are left, which of them parity could not tell apart, and why they were not reloaded, if any are."""
+        if not self.left:
+            return ""
+        shared = "".join(f", {rows} in one parity group" for rows in self.collisions[:NAMED])
+        return f"rows {_listed(self.left)}{shared}" + (f"{separator} {self.reason}" if self.reason else "")
+
+
+def _listed(rows: list[int]) -> str:
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return f"{rows[:NAMED]}{more}"
 
 
 def _crc(data: Array) -> int:
@@ -228,12 +244,13 @@ class Redundancy:
         row: Array = self.overlay[number] if number in self.overlay else self.table.rows[number]
         return row
 
-    def mend(self, bad: list[int], reload: Callable[[list[int]], list[int]]) -> Repairs:
-        """Restore bad rows; `reload` restores from the source and says which rows."""
+    def mend(self, bad: list[int], reload: Callable[[list[int]], tuple[list[int], str]]) -> Repairs:
+        """Restore bad rows; `reload` restores from the source, and says which rows and why not the others."""
         done = Repairs(left=list(bad))
         self._locate(done)
         self._rebuild(done)
-        done.reloaded = reload(done.left) if done.left else []
+        if done.left:
+            done.reloaded, done.reason = reload(done.left)
         done.left = [number for number in done.left if number not in set(done.reloaded)]
         if done.reloaded and done.left:  # fewer are bad in their groups now
             self._rebuild(done)

@@ -151,16 +151,34 @@ class Pruning:
         kept = None if weights is None else weights[keep]
         return indices[keep], _counted(keep, offsets), kept, lengths
 
+    def disagreeing(self, start: int, stop: int) -> list[str]:
+        """Where mapping and inverse disagree: of rows start .. stop, and of as large a part of the indices."""
+        if self.mapping is None or self.inverse is None:
+            return []
+        first, last = (at * len(self.mapping) // self.rows for at in (start, stop))
+        indices = np.arange(first, last)
+        lost = indices[~self._agree(self.mapping[first:last], indices)]
+        rows, known = np.arange(start, stop), self.inverse[start:stop]
+        inside = (known >= 0) & (known < len(self.mapping))
+        right = inside | (known == -1)
+        right[inside] = self.mapping[known[inside]] == rows[inside]
+        return [f"index mapping at {index}" for index in lost] + [f"index mapping of row {row}" for row in rows[~right]]
+
+    def _agree(self, rows: Array, indices: Array) -> Array:
+        """Whether the inverse has each of the rows that indices are mapped to, if it is one."""
+        assert self.inverse is not None
+        inside = (rows >= 0) & (rows < self.rows)
+        right: Array = inside | (rows == -1)
+        right[inside] = self.inverse[rows[inside]] == indices[inside]
+        return right
+
     def _mapped(self, indices: Array, compare: bool) -> Array:
         """Rows of indices; the mapping and its inverse must agree about each, or memory was corrupted."""
         assert self.mapping is not None
-        assert self.inverse is not None
         rows = self.mapping[indices]
-        inside = (rows >= 0) & (rows < self.rows)
         if not compare:
-            return np.where(inside, rows, rows.dtype.type(-1))
-        right = inside | (rows == -1)
-        right[inside] = self.inverse[rows[inside]] == indices[inside]
+            return np.where((rows >= 0) & (rows < self.rows), rows, rows.dtype.type(-1))
+        right = self._agree(rows, indices)
         if not right.all():
             raise CorruptMapping(np.unique(indices[~right]))
         return rows

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq import _config, recovery
+from sedq import _config, monitoring
 from sedq.embedding import EmbeddingBag
 from sedq.faults import inject, targets
 from sedq.faults.models import Change, FaultModel
@@ -209,7 +209,7 @@ def _strike_word(array: Array, position: Any, change: Change, bits: int, seen: S
     return old
 
 
-class _Restoring(recovery.Monitor):
+class _Restoring(monitoring.Monitor):
     """Takes a transient fault out of memory as soon as the operator that read it has."""
 
     def __init__(self, operator: str, restore: Callable[[], None]) -> None:
@@ -239,12 +239,12 @@ def _in_memory(target: targets.Target, fault: Fault, seen: Struck) -> Iterator[N
 
     token = None
     if not fault.persistent:
-        token = recovery._monitors.set((*recovery._monitors.get(), _Restoring(fault.part, restore)))
+        token = monitoring._monitors.set((*monitoring._monitors.get(), _Restoring(fault.part, restore)))
     try:
         yield
     finally:
         if token is not None:
-            recovery._monitors.reset(token)
+            monitoring._monitors.reset(token)
         restore()
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sedq._core import _packing
 
-__all__ = ["aligned", "crc", "digest", "encode"]
+__all__ = ["aligned", "crc", "digest", "encode", "intact"]
 
 Array = NDArray[Any]
 
@@ -45,6 +45,11 @@ def digest(e: _packing.Epilogue) -> Array:
     # the scalars count once per panel, as the kernels load them
     sums = np.add.reduceat(total, np.arange(0, total.size, _packing.PANEL_COLUMNS)) + np.uint64(e.scalar_bits())
     return sums.astype(np.uint32)
+
+
+def intact(e: _packing.Epilogue) -> bool:
+    """Whether derived parameters fit their digest."""
+    return np.array_equal(digest(e), e.digest)
 
 
 def crc(a: Array) -> int:

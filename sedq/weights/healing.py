@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,20 @@ from sedq.weights import encoding
 __all__ = ["Healing", "Key", "WeightsReport", "crossings"]
 
 Array = NDArray[Any]
+# one heals at a time, in all packs: it is rare, and two would each take what the other wrote for something else
+_healing = threading.RLock()
 # what an epilogue is kept by: activation parameters, or the zero point of an integer product
 Key = tuple[float, int, float | None, int | None, bool] | int
+
+
+def _after_fork() -> None:
+    """Forget who healed: in a forked child that thread does not exist."""
+    global _healing
+    _healing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass
@@ -61,6 +74,7 @@ class Healing:
     _spare: dict[str, Array]  # copies of the parameters
     _crcs: dict[str, int]
     _epilogues: dict[Key, _packing.Epilogue]
+    _healed: tuple[int, str]  # how often anything was healed, and what the last time
     _source: Callable[[], Array] | None  # gives the original weights, to restore what the syndromes don't determine
 
     def _parameters(self) -> dict[str, Array]:
@@ -115,7 +129,7 @@ class Healing:
         """Restore corrupted arrays where what is left determines them.
 
         Bytes of the panels are located by the crossing of the row and column sums that disagree, and a heal counts only
-        when the CRC confirms it.
+        when the CRC confirms it. What was found is logged, and told to the monitors in force.
 
         Returns
         -------
@@ -131,6 +145,44 @@ class Healing:
         >>> packed.heal().healed
         ['panels: W[1, 1] from 65 to 1']
         """
+        return self._heal_recorded("none")[0]
+
+    def require_intact(self, otherwise: str) -> None:
+        """Heal what is corrupted, or raise SoftErrorDetected, saying what can't be done otherwise."""
+        report, events = self._heal_recorded("raise")
+        if report.corrupted:
+            raise SoftErrorDetected(otherwise, events)
+
+    def _heal_recorded(self, rung: str) -> tuple[WeightsReport, list[recovery.Event]]:
+        """Heal, and record what was found; `rung` is how far that goes if it can't be healed."""
+        report = self.heal_in_call()
+        return report, self._recorded(report.healed, report.corrupted, rung)
+
+    def _recorded(self, healed: list[str], corrupted: list[str], rung: str) -> list[recovery.Event]:
+        if not healed and not corrupted:
+            return []
+        left = [f"still corrupted: {', '.join(corrupted)}"] if corrupted else []
+        detail = "; ".join(healed + left)
+        finding = (-1, recovery.PARAMETERS, 0.0, 0.0)
+        return recovery.conclude("weights", [finding], _dispatch.current_cpu(), rung if left else "heal", "memory", detail)
+
+    def heal_in_call(self) -> WeightsReport:
+        """Heal for an operator, which records what it found itself."""
+        with _healing:
+            report = self._heal_all()
+            self._remember_healed(report.healed)
+        return report
+
+    def _remember_healed(self, healed: list[str]) -> None:
+        if healed:
+            self._healed = (self._healed[0] + 1, "; ".join(healed))
+
+    def healed_since(self, count: int) -> str:
+        """Say what another thread healed last, if it was after so many heals."""
+        now, what = self._healed
+        return f"{what}, by another thread" if now != count else ""
+
+    def _heal_all(self) -> WeightsReport:
         report = self.verify()
         report.healed += self._drop_corrupted_epilogues()
         if report.ok:
@@ -146,8 +198,7 @@ class Healing:
         if "digits" in bad and encoding.crc(self._row_sums) == self._crcs["row_sums"]:
             self._core.digits[...] = encoding.encode(self._row_sums, self.shape[0])
             report.healed.append("digits")
-        with contextlib.suppress(SoftErrorDetected):  # what is left is named in what verify reports below
-            report.healed += self._restore_parameters()
+        report.healed += self._restored_parameters()[0]
         self._epilogues.clear()
         report.corrupted = self.verify().corrupted
         return report
@@ -197,8 +248,22 @@ class Healing:
             "panels: padding" if "mod127" not in self.encode else "panels: padding or encoded column"
         ]
 
-    def _restore_parameters(self) -> list[str]:
-        """Make sure that what parameters are derived from is as it was; say what was restored from its copy."""
+    def _restore_parameters(self) -> None:
+        """Make sure that what parameters are derived from is as it was, or raise SoftErrorDetected."""
+        arrays = (*self._parameters().items(), ("col_sums", self._col_sums))
+        if all(encoding.crc(a) == self._crcs[name] for name, a in arrays):
+            return
+        with _healing:
+            healed, lost = self._restored_parameters()
+            self._remember_healed(healed)
+        events = self._recorded(healed, lost, "raise")
+        if lost:
+            raise SoftErrorDetected(
+                f"{', '.join(lost)} of {self!r} is corrupted, and so is its copy: pack the weights again", events
+            )
+
+    def _restored_parameters(self) -> tuple[list[str], list[str]]:
+        """Restore parameters from their copies, and column sums from the panels: what was, and what can't be."""
         healed: list[str] = []
         lost: list[str] = []
         for name, a in self._parameters().items():
@@ -209,18 +274,11 @@ class Healing:
                     a[...] = self._spare[name]
         if encoding.crc(self._col_sums) != self._crcs["col_sums"]:
             (healed if self._heal_col_sums() else lost).append("col_sums")
-        if healed:
-            finding = (-1, recovery.PARAMETERS, 0.0, 0.0)
-            recovery.conclude("weights", [finding], _dispatch.current_cpu(), "heal", "memory", ", ".join(healed))
-        if lost:
-            raise SoftErrorDetected(
-                f"{', '.join(lost)} of {self!r} is corrupted, and so is its copy: pack the weights again"
-            )
-        return healed
+        return healed, lost
 
     def _drop_corrupted_epilogues(self) -> list[str]:
         """Forget derived parameters that don't fit their digests: the next call derives them again."""
-        bad = [key for key, e in list(self._epilogues.items()) if not np.array_equal(encoding.digest(e), e.digest)]
+        bad = [key for key, e in list(self._epilogues.items()) if not encoding.intact(e)]
         for key in bad:
             self._epilogues.pop(key, None)
         return ["parameters derived again"] if bad else []

@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from sedq import _validation
 from sedq._core import _packing
-from sedq.exceptions import SoftErrorDetected
 from sedq.weights import encoding
 from sedq.weights.healing import Healing, Key
 
@@ -56,12 +55,12 @@ class PackedWeights(Healing):
         self._spare = {name: a.copy() for name, a in self._parameters().items()}
         self._crcs = {name: encoding.crc(a) for name, a in self._arrays().items()}
         self._epilogues = {}
+        self._healed = (0, "")
         self._source = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a copy is encoded anew, which would make corrupted weights look right
-        if self.heal().corrupted:
-            raise SoftErrorDetected(f"{self!r} is corrupted and can't be copied: pack the weights again")
+        self.require_intact(f"{self!r} is corrupted and can't be copied: pack the weights again")
         state = {"_source": self._source}
         return type(self), (self.unpack(), self.scale, self.zero_point, self.bias, self.encode), state
 

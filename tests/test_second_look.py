@@ -1,0 +1,95 @@
+"""Thresholds below the rounding bound: what they exceed is looked at again, and rounding is not called a fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sedq
+from sedq import faults, recovery
+from sedq._core import _dispatch
+
+IDX = np.random.default_rng(3).integers(0, 1000, (500, 40))
+TIGHT = ["paper", 1e-9, 0.0]
+
+
+@pytest.fixture(scope="module")
+def bag() -> sedq.EmbeddingBag:
+    rng = np.random.default_rng(2)
+    return sedq.EmbeddingBag.from_float(rng.normal(size=(1000, 64)).astype(np.float32), keep_source=True)
+
+
+@pytest.mark.parametrize("check", ["threshold", "exact", "full"])
+@pytest.mark.parametrize("threshold", TIGHT)
+def test_rounding_is_not_a_persistent_fault(
+    threshold: Any, check: str, bag: sedq.EmbeddingBag, kernels: _dispatch.Context
+) -> None:
+    expected = bag(IDX)
+    with sedq.monitor() as m:
+        got = bag(IDX, threshold=threshold, check=check)
+    np.testing.assert_array_equal(got, expected)
+    assert m.detections > 0
+    assert {(e.kind, e.rung, e.verdict, e.detail) for e in m.events} == {("sum", "recompute", "rounding", "")}
+
+
+@pytest.mark.parametrize("threshold", TIGHT)
+def test_policies_hold_for_rounding_too(threshold: Any, bag: sedq.EmbeddingBag) -> None:
+    with pytest.raises(sedq.SoftErrorDetected, match="raise: unresolved"):
+        bag(IDX, threshold=threshold, on_error="raise")
+    with pytest.warns(sedq.SoftErrorWarning, match="none: unresolved"):
+        bag(IDX, threshold=threshold, on_error="warn")
+
+
+@pytest.mark.parametrize("threshold", TIGHT)
+def test_a_fault_beside_rounding_is_a_fault(threshold: Any, bag: sedq.EmbeddingBag) -> None:
+    expected = bag(IDX)
+    with sedq.monitor() as m, faults.accumulator_fault("bag", visit=3, element=5, flip=1 << 29):
+        got = bag(IDX, threshold=threshold, check="threshold", num_threads=1)
+    np.testing.assert_array_equal(got, expected)
+    assert set(m.verdicts) == {"transient"}
+
+
+@pytest.mark.parametrize("visit", range(6))
+def test_a_fault_that_left_the_output_as_it_was(visit: int, bag: sedq.EmbeddingBag) -> None:
+    with sedq.monitor() as m, faults.accumulator_fault("bag", visit=visit, element=5, flip=1 << 29):
+        got = bag(IDX[:3], threshold=0.0, check="full", on_error="recover", num_threads=1)
+    np.testing.assert_array_equal(got, bag(IDX[:3]))
+    assert (set(m.verdicts) == {"transient"}) == any(e.kind != "sum" or e.residual > 1 for e in m.events)
+
+
+def test_a_corrupted_row_beside_rounding_is_memory(bag: sedq.EmbeddingBag) -> None:
+    expected = bag(IDX)
+    faults.flip_row_bit(bag, int(IDX[0, 0]), 6)
+    with sedq.monitor() as m:
+        got = bag(IDX, threshold=0.0)
+    np.testing.assert_array_equal(got, expected)
+    assert set(m.verdicts) == {"memory"}
+
+
+def test_what_the_bound_refuses_is_persistent(bag: sedq.EmbeddingBag, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Struck(type(bag)):  # type: ignore[misc]
+        def _compute_again(self, numbers: Any, call: Any) -> Any:
+            _, again, sums = super()._compute_again(numbers, call)
+            return [(0, recovery.SUM, 1.0, 0.5)], again, sums
+
+    monkeypatch.setattr(bag, "__class__", Struck)
+    for threshold in ("bound", "paper"):
+        with (
+            pytest.raises(sedq.SoftErrorDetected, match="persistent"),
+            faults.accumulator_fault("bag", visit=3, element=5, flip=1 << 29),
+        ):
+            bag(IDX, threshold=threshold, check="threshold")
+
+
+@pytest.mark.parametrize("threshold", TIGHT)
+def test_bags_of_an_overlay(threshold: Any) -> None:
+    rows = sedq.EmbeddingBag.from_float(np.random.default_rng(2).normal(size=(1000, 64))).to_fused()
+    view = sedq.EmbeddingBag.view_fused(rows, parity=50)
+    expected = view(IDX)
+    rows[IDX[0, 0], 3] ^= 1
+    view.scrub()
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(view(IDX, threshold=threshold), expected)
+    assert set(m.verdicts) == {"rounding"}

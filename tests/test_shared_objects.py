@@ -1,0 +1,203 @@
+"""Threads that share weights or a table: memory that another thread has mended meanwhile is a memory fault all the same."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sedq
+from sedq import faults, recovery
+from sedq._core import _gemm
+
+THREADS, ROUNDS = 4, 40
+IDX = np.random.default_rng(1).integers(0, 50, (10, 20))
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def packed(rng: np.random.Generator) -> sedq.PackedWeights:
+    return sedq.pack_weights(rng.integers(-128, 128, (128, 256), dtype=np.int8))
+
+
+@pytest.fixture
+def bag(rng: np.random.Generator) -> sedq.EmbeddingBag:
+    return sedq.EmbeddingBag.from_float(rng.normal(size=(50, 16)).astype(np.float32), keep_source=True)
+
+
+def together(call: Callable[[], object], strike: Callable[[int], None]) -> Counter[tuple[str, str]]:
+    """Verdicts, and what was healed without its numbers, of threads that call at once after each strike."""
+    seen: list[sedq.Event] = []
+    barrier = threading.Barrier(THREADS)
+
+    def work(first: bool) -> None:
+        for i in range(ROUNDS):
+            if first:
+                strike(i)
+            barrier.wait(30)
+            with sedq.monitor() as m:
+                call()
+            seen.extend(m.events)
+            barrier.wait(30)
+
+    threads = [threading.Thread(target=work, args=(t == 0,)) for t in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return Counter((e.verdict, e.detail.partition("[")[0]) for e in seen)
+
+
+@pytest.mark.usefixtures("restless")
+def test_weights_that_threads_share(packed: sedq.PackedWeights, rng: np.random.Generator) -> None:
+    x = rng.integers(1, 256, (4, 256), dtype=np.uint8)
+    expected = sedq.matmul_integer(x, packed)
+
+    def call() -> None:
+        np.testing.assert_array_equal(sedq.matmul_integer(x, packed, num_threads=1), expected)
+
+    seen = together(call, lambda i: faults.flip_weight_bit(packed, i, 3 * i, 6))
+    assert set(seen) == {("memory", "panels: W")}
+    assert sum(seen.values()) >= ROUNDS
+
+
+@pytest.mark.usefixtures("restless")
+def test_a_table_that_threads_share(bag: sedq.EmbeddingBag) -> None:
+    expected = bag(IDX)
+
+    def call() -> None:
+        np.testing.assert_array_equal(bag(IDX, num_threads=1), expected)
+
+    seen = together(call, lambda i: faults.flip_row_bit(bag, int(IDX[i % 10, 0]), 5))
+    assert set(seen) == {("memory", "rows ")}
+    assert sum(seen.values()) >= ROUNDS
+
+
+def test_two_that_heal_at_once(packed: sedq.PackedWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults.flip_weight_bit(packed, 5, 7, 6)
+    honest, second, healed = sedq.PackedWeights.verify, threading.Thread(target=packed.heal), packed.heal
+
+    def verify(self: sedq.PackedWeights) -> sedq.WeightsReport:
+        report = honest(self)
+        if second.ident is None:
+            second.start()
+            second.join(0.05)  # it has to wait for the first
+        return report
+
+    monkeypatch.setattr(sedq.PackedWeights, "verify", verify)
+    (text,) = healed().healed
+    second.join()
+    assert text.startswith("panels: W[5, 7]")
+    assert packed._healed[0] == 1
+
+
+def elsewhere(call: Callable[[], object]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def once(function: Callable[..., Any], then: Callable[[], object]) -> Callable[..., Any]:
+    """A function after whose first run something happens in another thread."""
+    runs: list[int] = []
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        runs.append(1)
+        first, result = len(runs) == 1, function(*args, **kwargs)
+        if first:
+            elsewhere(then)
+        return result
+
+    return wrapped
+
+
+def test_weights_mended_between_a_computation_and_its_verdict(
+    packed: sedq.PackedWeights, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = rng.integers(1, 256, (4, 256), dtype=np.uint8)
+    faults.flip_weight_bit(packed, 5, 7, 6)
+    monkeypatch.setattr(_gemm, "linear", once(_gemm.linear, packed.heal))
+    with sedq.monitor() as m:
+        sedq.matmul_integer(x, packed)
+    assert {(e.rung, e.verdict, e.detail.partition(" from")[0]) for e in m.events} == {("heal", "memory", "panels: W[5, 7]")}
+    assert all(e.detail.endswith(", by another thread") for e in m.events)
+    with sedq.monitor() as m, faults.accumulator_fault(flip=1 << 20):
+        sedq.matmul_integer(x, packed)
+    assert m.verdicts == {"transient": 1}, "what was mended before is no excuse"
+
+
+def test_parameters_forgotten_before_the_product_began(
+    packed: sedq.PackedWeights, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = rng.integers(1, 256, (4, 256), dtype=np.uint8)
+    scales: dict[str, Any] = {"x_scale": 0.1, "x_zero_point": 3, "y_scale": 900.0, "y_zero_point": 8}
+    expected = sedq.qlinear(x, packed, **scales)
+    (derived,) = packed._epilogues.values()
+    derived.col_term[5] ^= 1 << 25
+    honest = sedq.linear.multiply
+
+    def multiply(*args: Any, **kwargs: Any) -> None:
+        elsewhere(packed.heal)
+        honest(*args, **kwargs)
+
+    monkeypatch.setattr(sedq.linear, "multiply", multiply)
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(sedq.qlinear(x, packed, **scales), expected)
+    assert {(e.kind, e.verdict, e.detail) for e in m.events} == {("parameters", "memory", "parameters derived again")}
+
+
+MEND = {
+    "scrub": lambda bag, row: bag.scrub(),
+    "restore": lambda bag, row: bag.restore([row]),
+    "call": lambda bag, row: bag([[row]]),
+    "to_fused": lambda bag, row: bag.to_fused(),
+}
+
+
+@pytest.mark.parametrize("collected", [False, True], ids=["bag", "collection"])
+@pytest.mark.parametrize("mend", MEND)
+def test_a_row_mended_between_a_computation_and_its_verdict(
+    mend: str, collected: bool, bag: sedq.EmbeddingBag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults.flip_row_bit(bag, 7, 5)
+    faults.flip_row_bit(bag, 9, 5)
+    bag.restore([9])
+    monkeypatch.setattr(recovery, "count_checks", once(recovery.count_checks, lambda: MEND[mend](bag, 7)))
+    with sedq.monitor() as m:
+        if collected:
+            sedq.EmbeddingBagCollection([bag])([7, 8, 9], [0, 2, 3])
+        else:
+            bag([[7, 8], [9, 9]])
+    (event,) = m.events
+    assert (event.kind, event.rung, event.verdict) == ("digest", "heal", "memory")
+    assert event.detail == "rows [7] mended by another thread"
+
+
+def test_another_row_that_was_mended_is_no_excuse(bag: sedq.EmbeddingBag, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults.flip_row_bit(bag, 7, 5)
+    monkeypatch.setattr(recovery, "count_checks", once(recovery.count_checks, lambda: bag.restore([7, 3])))
+    with sedq.monitor() as m, faults.accumulator_fault("bag", flip=1 << 29):
+        bag([[3, 8], [9, 9]])
+    assert set(m.verdicts) == {"transient"}
+
+
+def test_copies_forget_what_was_mended(bag: sedq.EmbeddingBag) -> None:
+    faults.flip_row_bit(bag, 7, 5)
+    bag.scrub()
+    for twin in (copy.copy(bag), copy.deepcopy(bag)):
+        assert (twin._mends, twin._mended) == (0, {})
+    assert (bag._mends, bag._mended) == (1, {7: 1})
