@@ -129,7 +129,7 @@ def test_a_timeout_too_short_is_named_though_the_first_call_ended_before_anybody
             told.append(what)
 
     monkeypatch.setattr(Session, "_tell", late)
-    with pytest.raises(live.LiveError, match="a call didn't end within 1e-06 s"):
+    with pytest.raises(live.LiveError, match="call didn't end within 1e-06 s"):
         live.run(trials=1, timeout=1e-7)
 
 

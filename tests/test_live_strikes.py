@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from helpers.tracing import kernel, needs_ptrace, session, stop_at
+from helpers.tracing import go_on_to, kernel, needs_ptrace, session, stop_at
 from sedq._core import _gemm, _ptrace
 from sedq.faults import live
 from sedq.faults.live import protocol, symbols, targets
@@ -209,14 +209,17 @@ def mislead(s: Session, place: int, by: int) -> int:
     return len(copies)
 
 
-def codes_of(s: Session) -> int:
-    """Where an interaction writes its codes: its job, on the stack, has this after the vectors and five words."""
+def job_of(s: Session) -> tuple[int, int]:
+    """Of an interaction that runs: the word that holds its inverse scale and, above, its zero point; where its codes go.
+
+    On the stack they follow the vectors and four sizes.
+    """
     requests, vectors, dim = targets.SHAPES["interaction"]
-    job = np.array([s._places["vectors"][0], requests, vectors, dim, dim + vectors * (vectors - 1) // 2], np.uint64)
+    sizes = np.array([s._places["vectors"][0], requests, vectors, dim, dim + vectors * (vectors - 1) // 2], np.uint64)
     _, words = stack_of(s)
-    found = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(words, len(job)) == job).all(axis=1))
-    (codes,) = {int(words[at + len(job) + 1]) for at in found}
-    return codes
+    found = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(words, len(sizes)) == sizes).all(axis=1))
+    (job,) = {(int(words[at + len(sizes)]), int(words[at + len(sizes) + 1])) for at in found}
+    return job
 
 
 @needs_ptrace
@@ -246,19 +249,42 @@ def test_a_wrong_pointer_that_kernel_and_checks_share_is_detected(
 
 
 @needs_ptrace
-@pytest.mark.parametrize("operand", ["vectors", "codes"])
+@pytest.mark.parametrize("operand", ["vectors", "codes", "zero point"])
 @pytest.mark.parametrize(
     ("check", "function", "expected"), [("off", "quantize", ("missed", "")), ("exact", "sum_u8", ("detected", "count"))]
 )
-def test_a_wrong_pointer_that_both_computations_share_is_detected(
+def test_what_both_computations_share_is_detected(
     check: str, function: str, expected: tuple[str, str], operand: str, session_of: Callable[[str, str], Session]
 ) -> None:
     """Of an interaction, from its second request on: the first one is at its last kernel."""
     s = session_of("interaction", check)
     image, pc = stop_at(s, kernel(s, function))
     # codes are made anew by each call: one byte further is within what was allocated for them
-    place, by = (codes_of(s), 1) if operand == "codes" else (s._places[operand][0], 8)
+    numbers, codes = job_of(s)
+    place, by = {"vectors": (s._places["vectors"][0], 8), "codes": (codes, 1), "zero point": (numbers, 1 << 32)}[operand]
     assert mislead(s, place, by) > 0
+    trial = s.struck(Strike(0, NOTHING, 0, 0, ()), 1, image, pc)
+    assert (trial.outcome, trial.check) == expected
+    assert trial.damage > 0
+
+
+@needs_ptrace
+@pytest.mark.parametrize(("check", "calls", "expected"), [("off", 1, ("missed", "")), ("exact", 2, ("detected", "output"))])
+def test_codes_stored_in_an_earlier_row_are_detected(
+    check: str, calls: int, expected: tuple[str, str], session_of: Callable[[str, str], Session]
+) -> None:
+    """Of an interaction's third request; its own row still holds its codes from the call before."""
+    s = session_of("interaction", check)
+    image, pc = stop_at(s, kernel(s, "quantize"))
+    for _ in range(2 * calls):  # each of the first two requests is quantised so many times
+        go_on_to(s, kernel(s, "dots"))
+        go_on_to(s, kernel(s, "quantize"))
+    _, vectors, dim = targets.SHAPES["interaction"]
+    _, first = job_of(s)
+    away = first ^ first + 2 * (dim + vectors * (vectors - 1) // 2)
+    for bit in range(64):
+        if away >> bit & 1:
+            s.worker().flip("general", RCX, bit)  # the fourth argument of no float: where codes go
     trial = s.struck(Strike(0, NOTHING, 0, 0, ()), 1, image, pc)
     assert (trial.outcome, trial.check) == expected
     assert trial.damage > 0

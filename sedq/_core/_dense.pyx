@@ -11,8 +11,8 @@ from libc.string cimport memcmp, memcpy
 import numpy as np
 
 from sedq._core._dispatch cimport (
-    SEDQ_BAD_COUNT, SEDQ_BAD_INPUT, SEDQ_BAD_REPEAT, Context, findings_list, sedq_context, sedq_findings, sedq_report,
-    threads_for)
+    SEDQ_BAD_COUNT, SEDQ_BAD_INPUT, SEDQ_BAD_OUTPUT, SEDQ_BAD_REPEAT, Context, findings_list, sedq_context, sedq_findings,
+    sedq_report, threads_for)
 
 
 cdef extern from "views.h":
@@ -86,6 +86,16 @@ cdef int64_t run_rows(Job *job, int64_t task, int64_t i0, int64_t i1) noexcept n
     return done
 
 
+cdef void read_back(const Job *job) noexcept nogil:
+    """Compare what is stored, in the end, with what the second computation stored: a store may have hit an earlier row."""
+    cdef int64_t i
+    cdef uint32_t stored
+    for i in range(job.rows if job.y_sums != NULL else 0):
+        stored = job.c.sum_u8(job.out + i * job.width, 1, job.width, job.width)
+        if stored != job.y_sums[i]:
+            sedq_report(job.found, i, SEDQ_BAD_OUTPUT, <int32_t>(stored - job.y_sums[i]), 0)
+
+
 cdef float inverse(scale) except? -1:
     return <float>1 / <float>scale
 
@@ -141,6 +151,8 @@ def interact_quantize(Context context, const float[:, :, ::1] x, scale, zero_poi
             done += run_rows(&job, t, t * job.rows // tasks, (t + 1) * job.rows // tasks)
     if check and (done != job.rows or is_astray(&job, x, out, scale, zero_point)):
         sedq_report(&found, -1, SEDQ_BAD_COUNT, done - job.rows, 0)
+    if check:
+        read_back(&job)
     if found.count:
         return findings_list(&found)
     if check and job.nan_row >= 0:  # no fault made it, so the input did

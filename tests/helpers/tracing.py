@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -37,11 +38,21 @@ def session(operator: str = "qlinear", check: str = "exact", timeout: float = 10
 
 def stop_at(s: Session, function: str) -> tuple[symbols.Image, int]:
     """Run one call up to the entry of a function of the extension."""
+    s.worker()
+    return _run_to(s, function, lambda: os.write(s._go, protocol.ONCE))
+
+
+def go_on_to(s: Session, function: str) -> tuple[symbols.Image, int]:
+    """Let a stopped call go on to the next entry of another function."""
+    return _run_to(s, function, s.worker().resume)
+
+
+def _run_to(s: Session, function: str, run: Callable[[], object]) -> tuple[symbols.Image, int]:
     image = next(i for i in s.images if any(function == i.function(start) for start in i._starts))
     worker, address = s.worker(), image.base + image.offset_of(function)
     code = s.read(address, 1)
     s.write(address, b"\xcc")
-    os.write(s._go, protocol.ONCE)
+    run()
     assert worker.wait(s._done, s.timeout) == (_ptrace.STOPPED, signal.SIGTRAP)
     s.write(address, code)
     for bit in range(64):
