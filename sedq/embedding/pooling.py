@@ -89,7 +89,8 @@ class Pooling(Maintained):
         )
         if level:
             recovery.count_checks(operator, len(out))
-        if found is not None or self._redundancy.overlay.places(indices).size:
+        overlay = self._redundancy.overlay
+        if found is not None or (overlay and overlay.places(indices).size):
             call = Call(indices, offsets, weights, lengths, level, limit, mends)
             self.deal_with(found, call, out, y_sums, settings, operator)
         if stats is not None:

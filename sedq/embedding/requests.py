@@ -39,7 +39,7 @@ def bags(indices: ArrayLike, offsets: ArrayLike | None, include_last_offset: boo
         raise ValueError(f"offsets: got none for {index.size} indices")
     if starts.size and starts[-1] > index.size:
         raise ValueError(f"offsets: got {starts[-1]} last, expected at most the number of indices, {index.size}")
-    ends = np.empty(len(starts) + 1, np.int64)
+    ends = np.empty(len(starts) + 1, _validation.INT64)
     ends[:-1], ends[-1] = starts, index.size
     return index, ends
 
