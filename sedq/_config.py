@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,16 @@ class Settings(NamedTuple):
 _process = Settings("exact", "recover", None, _dispatch.default)  # where no context is open
 _settings: ContextVar[Settings | None] = ContextVar("sedq_settings", default=None)
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """Forget who set the process's settings: in a forked child that thread does not exist."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -99,7 +110,8 @@ def set_config(*, check: str | None = None, on_error: str | None = None, num_thr
     Parameters
     ----------
     check, on_error, num_threads
-        As for `config_context`; what is None stays as it is.
+        As for `config_context`; what is None stays as it is, so that a number of threads, once set, can only be replaced by
+        another.
 
     Raises
     ------

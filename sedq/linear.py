@@ -62,9 +62,9 @@ def multiply(
     """
     level = level_of(settings, packed)
     threads = settings.num_threads or 0
-    heals = packed._healed[0]
     if epilogue is None:
         epilogue = _epilogue(packed, key)
+    heals = packed.heals  # by this thread, too, as it looked for the epilogue: what is healed later may explain a finding
     found = _gemm.linear(settings.kernels, packed._core, epilogue, x, out, level, threads, x_sums, y_sums)
     if level:
         recovery.count_checks(operator, len(x))
@@ -106,7 +106,7 @@ def _recover(
 
     def heal() -> tuple[str, str]:
         report = packed.heal_in_call()
-        healed = "; ".join(report.healed) or packed.healed_since(heals)
+        healed = "; ".join(report.healed) or packed.healed_since(heals, {kind for _, kind, _, _ in found})
         if not healed and key is not None and not encoding.intact(epilogue):  # forgotten before this call began
             healed = "parameters derived again"
         return healed, ", ".join(report.corrupted)

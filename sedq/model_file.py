@@ -88,7 +88,8 @@ def _save_bag(file: Writer, prefix: str, bag: EmbeddingBag) -> dict[str, Any]:
     pruning, kept = bag._pruning, bag._redundancy
     if pruning is not None and pruning.mapping is not None:
         if not pruning.intact:
-            raise SoftErrorDetected("the index mapping is corrupted")
+            events = bag._recorded(prefix, [], "", "index mapping", "raise")
+            raise SoftErrorDetected("the index mapping is corrupted", events)
         file.array(f"{prefix}.index_mapping", pruning.mapping)
     return {
         "mode": bag.mode,
@@ -116,7 +117,7 @@ def save(
             header[name] = [_save_layer(file, f"{name}.{i}", layer) for i, layer in enumerate(layers)]
         for t, bag in enumerate(bags):
             try:
-                bag.scrub()  # now, as repairs make another version
+                bag.require_intact()  # now, as repairs make another version
                 versions.append(bag.version)
                 header["tables"].append(_save_bag(file, f"table.{t}", bag))
             except SoftErrorDetected as error:
@@ -186,6 +187,14 @@ class RowSource:
 
     def __call__(self, rows: Array) -> Array:
         """Return the fused rows of the given numbers."""
+        try:
+            return self._read(rows)
+        except (IndexError, ModelFileError):
+            raise
+        except (LookupError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{self.path}: its header has nothing to find rows by ({error!r})") from None
+
+    def _read(self, rows: Array) -> Array:
         name = f"table.{self.table}.rows"
         with _opened(self.path) as reader:
             _require_same(reader, name, self.sha256)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -169,3 +171,15 @@ def test_kernels_stay_through_a_context() -> None:
     with _config.use_kernels(kernels), sedq.config_context(check="off"):
         assert sedq.get_config() == sedq.Settings("off", "recover", None, kernels)
     assert sedq.get_config().kernels is _dispatch.default
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_child_does_not_wait_for_who_set_something_in_its_parent() -> None:
+    with _config._lock:  # as another thread might hold it
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            sedq.set_config(check="off")
+            os._exit(sedq.get_config().check == "off")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

@@ -9,7 +9,7 @@ import pytest
 
 import sedq
 from sedq import faults, recovery
-from sedq._core import _dispatch
+from sedq._core import _dispatch, _embedding
 
 IDX = np.random.default_rng(3).integers(0, 1000, (500, 40))
 TIGHT = ["paper", 1e-9, 0.0]
@@ -68,10 +68,45 @@ def test_a_corrupted_row_beside_rounding_is_memory(bag: sedq.EmbeddingBag) -> No
     assert set(m.verdicts) == {"memory"}
 
 
+@pytest.mark.parametrize("threshold", ["paper", 1e-7])
+@pytest.mark.parametrize("source", [True, False])
+def test_a_corrupted_row_that_the_bound_accepts_is_memory(threshold: Any, source: bool, rng: np.random.Generator) -> None:
+    bag = sedq.EmbeddingBag.from_float(rng.normal(size=(1000, 64)).astype(np.float32), keep_source=source)
+    indices = rng.integers(0, 1000, (4, 100))
+    expected = bag(indices)
+    faults.flip_row_bit(bag, int(indices[1, 5]), 0)  # the lowest bit of a code
+    assert bag(indices, check="threshold").tobytes() != expected.tobytes()  # within the bound
+    with sedq.monitor() as m:
+        if source:
+            np.testing.assert_array_equal(bag(indices, check="threshold", threshold=threshold), expected)
+        else:
+            with pytest.raises(sedq.SoftErrorDetected, match=r"raise: memory, still corrupted: rows \["):
+                bag(indices, check="threshold", threshold=threshold)
+    assert set(m.verdicts) == {"memory"}
+
+
+@pytest.mark.parametrize("threshold", TIGHT)
+def test_a_residual_that_no_other_path_has_is_a_fault(
+    threshold: Any, bag: sedq.EmbeddingBag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, calls = _embedding.pool, 0
+
+    def struck(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        found = honest(*arguments)
+        return [(0, recovery.SUM, 1000.0, 0.0)] if calls == 1 else found
+
+    monkeypatch.setattr(_embedding, "pool", struck)
+    with sedq.monitor() as m:
+        bag(IDX[:3], threshold=threshold)
+    assert set(m.verdicts) == {"transient"}
+
+
 def test_what_the_bound_refuses_is_persistent(bag: sedq.EmbeddingBag, monkeypatch: pytest.MonkeyPatch) -> None:
     class Struck(type(bag)):  # type: ignore[misc]
-        def _compute_again(self, numbers: Any, call: Any) -> Any:
-            _, again, sums = super()._compute_again(numbers, call)
+        def _compute_again(self, numbers: Any, call: Any, stats: Any = None) -> Any:
+            _, again, sums = super()._compute_again(numbers, call, stats)
             return [(0, recovery.SUM, 1.0, 0.5)], again, sums
 
     monkeypatch.setattr(bag, "__class__", Struck)

@@ -14,7 +14,7 @@ import pytest
 
 import sedq
 from sedq import faults, recovery
-from sedq._core import _gemm
+from sedq._core import _embedding, _gemm
 
 THREADS, ROUNDS = 4, 40
 IDX = np.random.default_rng(1).integers(0, 50, (10, 20))
@@ -102,7 +102,7 @@ def test_two_that_heal_at_once(packed: sedq.PackedWeights, monkeypatch: pytest.M
     (text,) = healed().healed
     second.join()
     assert text.startswith("panels: W[5, 7]")
-    assert packed._healed[0] == 1
+    assert packed.heals == 1
 
 
 def elsewhere(call: Callable[[], object]) -> None:
@@ -201,3 +201,62 @@ def test_copies_forget_what_was_mended(bag: sedq.EmbeddingBag) -> None:
     for twin in (copy.copy(bag), copy.deepcopy(bag)):
         assert (twin._mends, twin._mended) == (0, {})
     assert (bag._mends, bag._mended) == (1, {7: 1})
+
+
+# ---- what another thread mended, and did not cause the finding
+
+
+def struck_once(honest: Callable[..., Any], found: Any, before: Callable[[int, Any], None]) -> Callable[..., Any]:
+    """A kernel that calls `before` with its number and arguments, and finds something at its last such call."""
+    calls = 0
+
+    def kernel(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = honest(*arguments)
+        before(calls, arguments)
+        return found.get(calls, result)
+
+    return kernel
+
+
+def test_rows_mended_before_the_reading_that_counts(bag: sedq.EmbeddingBag, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = bag([[3, 4]])
+    faults.flip_row_bit(bag, 3, 6)
+
+    def before(call: int, arguments: Any) -> None:
+        if call == 1:
+            elsewhere(bag.scrub)  # so that the rows are read again
+        elif call == 2:
+            arguments[5][0, 0] += 1  # a store of this core
+
+    found = {2: [(0, recovery.OUTPUT, 1.0, 0.0)]}
+    monkeypatch.setattr(_embedding, "pool", struck_once(_embedding.pool, found, before))
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(bag([[3, 4]]), expected)
+    assert [e.verdict for e in m.events if e.kind == "output"] == ["transient"]
+
+
+@pytest.mark.parametrize("which", ["bias", "col_sums"])
+def test_weights_healed_that_explain_nothing(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accumulator is struck; the bias by another thread, or column sums by this one before, were healed."""
+    packed = sedq.pack_weights(np.ones((8, 16), np.int8), 0.5, 0, np.ones(8, np.float32))
+    x = np.ones((2, 16), np.uint8)
+    expected = sedq.pack_weights(np.ones((8, 16), np.int8), 0.5, 0, np.ones(8, np.float32))
+    if which == "col_sums":
+        faults.flip_bit(packed._col_sums, 0, 0)
+
+    def before(call: int, arguments: Any) -> None:
+        if call > 1:
+            return
+        if which == "bias":
+            faults.flip_bit(packed.bias, 0, 3)
+            elsewhere(packed.heal)
+        arguments[4][1, 2] += 1
+
+    found = {1: [(1, recovery.ACCUMULATOR, 1.0, 0.0)]}
+    monkeypatch.setattr(_gemm, "linear", struck_once(_gemm.linear, found, before))
+    with sedq.monitor() as m:
+        got = sedq.qlinear(x, packed, x_scale=0.1, x_zero_point=0)
+    assert [e.verdict for e in m.events if e.kind == "accumulator"] == ["transient"]
+    np.testing.assert_array_equal(got, sedq.qlinear(x, expected, x_scale=0.1, x_zero_point=0))

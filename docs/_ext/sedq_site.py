@@ -30,6 +30,7 @@ INTERNAL = {
     "epilogue",
     "heal_in_call",
     "healed_since",
+    "heals",
     "integer_epilogue",
     "pool",
     "require_intact",

@@ -78,7 +78,8 @@ class Copied(Pooling):
     def __reduce__(self) -> tuple[Any, ...]:
         with self._guard.exclusive():
             self.require_intact()
-            state = {name: value for name, value in vars(self).items() if name not in ITS_OWN}
+            state: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in ITS_OWN}
+            state["_updated"] = copy.copy(self._updated)
             return type(self)._restored, (copy.deepcopy(self._redundancy), state)
 
     @classmethod

@@ -267,6 +267,7 @@ class Maintained:
         if rows is not None:
             count = min(count, _validation.integer("rows", rows, 1, 2**62))
         _validation.boolean("repair", repair)
+        _validation.boolean("redundancy", redundancy)
         found, done, stale, lost = [], Repairs(), [], []
         for at in range(first, first + count, SCRUBBED):
             stop = min(at + SCRUBBED, first + count)
@@ -276,7 +277,7 @@ class Maintained:
                     bad = self._redundancy.bad(np.array(bad))  # as they are now
                     found += bad
                     done += self._mend(bad) if repair else Repairs(left=bad)
-            if _validation.boolean("redundancy", redundancy):
+            if redundancy:
                 with self._guard.exclusive():  # nobody reads these without the lock
                     stale += self._redundancy.refresh(at, stop, repair=repair)
                 lost += [] if self._pruning is None else self._pruning.disagreeing(at, stop)

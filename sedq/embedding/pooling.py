@@ -29,6 +29,7 @@ LEVELS = {
     "full": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM | _embedding.CHECK_TWICE,
 }
 MAX_FINDINGS = 64
+SAME = 2.0**-40  # how much residuals may differ between paths, whose sums are of float64, relative to the magnitude
 OF_ROWS = (recovery.DIGEST, recovery.SUM, _embedding.FOUND_OVERFLOW)  # what corrupted rows make checks say of a bag
 
 
@@ -66,11 +67,11 @@ class Pooling(Maintained):
         level = level_of(settings)
         limit = requests.limit(threshold, self)
         stats = stats_for(limit, level, len(out))
-        lengths, mends = None, self._mends
+        lengths = None
         if self._pruning is not None:
             indices, offsets, weights, lengths = self._pruned(indices, offsets, weights, settings, operator)
-        found = self._guard.read(
-            _embedding.pool,
+        mends, found = self._guard.read(
+            self._reading,
             settings.kernels,
             self._table,
             indices,
@@ -95,6 +96,10 @@ class Pooling(Maintained):
             self.deal_with(found, call, out, y_sums, settings, operator)
         if stats is not None:
             threshold.watch(self, offsets, weights, stats)
+
+    def _reading(self, *arguments: Any) -> tuple[int, list[recovery.Finding] | None]:
+        """Pool once; how often rows had been mended before, and what was found."""
+        return self._mends, _embedding.pool(*arguments)
 
     @property
     def asks_apart(self) -> bool:
@@ -148,16 +153,21 @@ class Pooling(Maintained):
         operator: str,
     ) -> None:
         """Deal with what `pool` found."""
-        same = False  # whether the recomputation exceeded the threshold as well, and gave what was there
+        explained = False  # whether rounding is all that was found
 
         def recompute() -> list[recovery.Finding] | None:
-            nonlocal same
+            nonlocal explained
+            explained = False
             numbers = _bags_in_doubt(found, len(out))
             remaining, again, sums = self._compute_again(numbers, call)
-            if remaining and call.limit != requests.BOUND and all(kind == recovery.SUM for _, kind, _, _ in remaining):
-                # rounding is the same on every path, so that a false alarm comes again: what counts is the bound
-                remaining, again, sums = self._compute_again(numbers, call._replace(limit=requests.BOUND))
-                same = np.array_equal(again, out[numbers])
+            sums_alone = remaining is not None and all(kind == recovery.SUM for _, kind, _, _ in remaining)
+            if sums_alone and call.limit != requests.BOUND and not self._corrupted(rows_of(numbers)):
+                # rounding is the same on every path, so that a false alarm comes again: what counts is the bound, but for
+                # rows that are corrupted, of which the bound may see less than the threshold did
+                stats = np.empty((len(numbers), 3))
+                remaining, again, sums = self._compute_again(numbers, call._replace(limit=requests.BOUND), stats)
+                same = remaining is None and np.array_equal(again, out[numbers])
+                explained = same and _same_residuals(found, dict(zip(numbers.tolist(), stats, strict=True)))
             if remaining is None:
                 _store(numbers, again, sums, out, y_sums)
             return remaining
@@ -167,16 +177,19 @@ class Pooling(Maintained):
             self._compute_again(overflows, call)  # raises if they overflow without a fault too: an error of the input
             found = [(b, recovery.SUM if k == _embedding.FOUND_OVERFLOW else k, r, at) for b, k, r, at in found]
 
+        def rows_of(numbers: Array) -> Array:
+            return np.unique(requests.select(numbers, call.indices, call.offsets, None)[0])
+
         def heal() -> tuple[str, str]:
-            index, _, _ = requests.select(_bags_in_doubt(found, len(out)), call.indices, call.offsets, None)
-            rows = np.unique(index)
+            rows = rows_of(_bags_in_doubt(found, len(out)))
             done = self._mend(self.bad_rows(rows))
             return str(done) or self._mended_since(rows, call.mends), done.why_left()
 
-        def rounding() -> bool:
-            return same and all(kind == recovery.SUM for _, kind, _, _ in found)
+        recovery.handle(operator, found, settings.on_error, recompute, heal, rounding=lambda: explained)
 
-        recovery.handle(operator, found, settings.on_error, recompute, heal, rounding=rounding)
+    def _corrupted(self, rows: Array) -> bool:
+        """Whether some of these rows are, and aren't overlaid."""
+        return not set(self.bad_rows(rows)) <= set(self._redundancy.overlay)
 
     def _overlaid(
         self, found: list[recovery.Finding] | None, call: Call, out: Array, y_sums: Array | None
@@ -197,7 +210,9 @@ class Pooling(Maintained):
             (int(numbers[bag]), kind, r, at) if bag >= 0 else (bag, kind, r, at) for bag, kind, r, at in remaining or ()
         ]
 
-    def _compute_again(self, numbers: Array, call: Call) -> tuple[list[recovery.Finding] | None, Array, Array]:
+    def _compute_again(
+        self, numbers: Array, call: Call, stats: Array | None = None
+    ) -> tuple[list[recovery.Finding] | None, Array, Array]:
         """Pool bags by the reference path, rows of the overlay in place: findings, outputs, their sums."""
         index, starts, factors = requests.select(numbers, call.indices, call.offsets, call.weights)
         table, index = self._redundancy.readable(index)
@@ -205,7 +220,7 @@ class Pooling(Maintained):
         reference, counts = _dispatch.get("reference"), None if call.lengths is None else call.lengths[numbers]
         how = (call.level, call.limit.kind, call.limit.value, self.mode == "mean", 1)
         growth = call.limit.growth
-        remaining = _embedding.pool(reference, table, index, starts, factors, again, *how, sums, counts, None, growth)
+        remaining = _embedding.pool(reference, table, index, starts, factors, again, *how, sums, counts, stats, growth)
         if remaining and all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in remaining):
             bag = numbers[remaining[0][0]]
             raise ValueError(f"bag {bag}: its sums overflow float32, expected smaller weights or values")
@@ -230,6 +245,13 @@ def _store(numbers: Array, again: Array, sums: Array, out: Array, y_sums: Array 
     out[numbers] = again
     if y_sums is not None:
         y_sums[numbers] = sums
+
+
+def _same_residuals(found: list[recovery.Finding], stats: dict[int, Array]) -> bool:
+    """Whether nothing but sums was found, and another path has the same residuals, with magnitudes beside them."""
+    return all(
+        kind == recovery.SUM and abs(residual - stats[bag][0]) <= SAME * stats[bag][2] for bag, kind, residual, _ in found
+    )
 
 
 def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:

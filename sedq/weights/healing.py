@@ -21,6 +21,7 @@ __all__ = ["Healing", "Key", "WeightsReport", "crossings"]
 Array = NDArray[Any]
 # one heals at a time, in all packs: it is rare, and two would each take what the other wrote for something else
 _healing = threading.RLock()
+REMEMBERED = 64  # heals
 # what an epilogue is kept by: activation parameters, or the zero point of an integer product
 Key = tuple[float, int, float | None, int | None, bool] | int
 
@@ -74,7 +75,7 @@ class Healing:
     _spare: dict[str, Array]  # copies of the parameters
     _crcs: dict[str, int]
     _epilogues: dict[Key, _packing.Epilogue]
-    _healed: tuple[int, str]  # how often anything was healed, and what the last time
+    _healed: tuple[tuple[int, str], ...]  # what was healed of late, numbered
     _source: Callable[[], Array] | None  # gives the original weights, to restore what the syndromes don't determine
 
     def _parameters(self) -> dict[str, Array]:
@@ -174,13 +175,21 @@ class Healing:
         return report
 
     def _remember_healed(self, healed: list[str]) -> None:
-        if healed:
-            self._healed = (self._healed[0] + 1, "; ".join(healed))
+        more = enumerate(healed, self.heals + 1)
+        self._healed = (*self._healed, *more)[-REMEMBERED:]
 
-    def healed_since(self, count: int) -> str:
-        """Say what another thread healed last, if it was after so many heals."""
-        now, what = self._healed
-        return f"{what}, by another thread" if now != count else ""
+    @property
+    def heals(self) -> int:
+        """How much was healed."""
+        return self._healed[-1][0] if self._healed else 0
+
+    def healed_since(self, heals: int, kinds: set[int]) -> str:
+        """Say what another thread healed, after so many heals, that explains findings of all these kinds; else nothing."""
+        of_panels = {text for number, text in self._healed if number > heals and text.startswith(("panels", "digits"))}
+        others = {text for number, text in self._healed if number > heals} - of_panels
+        explains = {recovery.ACCUMULATOR: of_panels, recovery.PARAMETERS: others, recovery.EPILOGUE: others}
+        causes = [explains.get(kind, set()) for kind in kinds]
+        return f"{'; '.join(sorted(set().union(*causes)))}, by another thread" if causes and all(causes) else ""
 
     def _heal_all(self) -> WeightsReport:
         report = self.verify()

@@ -55,7 +55,7 @@ class PackedWeights(Healing):
         self._spare = {name: a.copy() for name, a in self._parameters().items()}
         self._crcs = {name: encoding.crc(a) for name, a in self._arrays().items()}
         self._epilogues = {}
-        self._healed = (0, "")
+        self._healed = ()
         self._source = None
 
     def __reduce__(self) -> tuple[Any, ...]:
