@@ -273,15 +273,17 @@ def test_what_both_computations_share_is_detected(
 def test_codes_stored_in_an_earlier_row_are_detected(
     check: str, calls: int, expected: tuple[str, str], session_of: Callable[[str, str], Session]
 ) -> None:
-    """Of an interaction's third request; its own row still holds its codes from the call before."""
+    """Of an interaction's third request; its own row holds its codes already, as from a call before."""
     s = session_of("interaction", check)
     image, pc = stop_at(s, kernel(s, "quantize"))
     for _ in range(2 * calls):  # each of the first two requests is quantised so many times
         go_on_to(s, kernel(s, "dots"))
         go_on_to(s, kernel(s, "quantize"))
-    _, vectors, dim = targets.SHAPES["interaction"]
+    want = s.want.reshape(targets.SHAPES["interaction"][0], -1)
     _, first = job_of(s)
-    away = first ^ first + 2 * (dim + vectors * (vectors - 1) // 2)
+    third = first + 2 * want.shape[1]
+    s.write(third, want[2].tobytes())
+    away = first ^ third
     for bit in range(64):
         if away >> bit & 1:
             s.worker().flip("general", RCX, bit)  # the fourth argument of no float: where codes go

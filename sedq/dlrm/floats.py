@@ -18,12 +18,18 @@ Array = NDArray[Any]
 
 
 def quantize(
-    vectors: Array, params: QParams, settings: _config.Settings, operator: str, sums: Array | None
+    vectors: Array,
+    params: QParams,
+    settings: _config.Settings,
+    operator: str,
+    sums: Array | None,
+    codes: Array | None = None,
 ) -> tuple[Array, Array | None]:
-    """Quantise vectors (B, F, d) and, for F > 1, their dot products; sums (F, B) are those of the writers."""
+    """Quantise vectors (B, F, d) and, for F > 1, their dot products, into `codes` if given; sums (F, B) are the writers'."""
     count, features, dim = vectors.shape
     checked = settings.check != "off"
-    codes = np.empty((count, dim + features * (features - 1) // 2), np.uint8)
+    if codes is None:
+        codes = np.empty((count, dim + features * (features - 1) // 2), np.uint8)
     code_sums = np.empty(count, np.uint32)
     x_sums = np.ascontiguousarray(sums.T) if checked and sums is not None else None
     x = np.ascontiguousarray(vectors)

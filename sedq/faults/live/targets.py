@@ -149,7 +149,7 @@ def _interaction(check: str, shape: tuple[int, ...], rng: np.random.Generator) -
     out = quantize(vectors, params, _config.resolve("off", None, None), "interaction", None)[0]
 
     def call() -> None:
-        out[...] = quantize(vectors, params, _config.resolve(check, None, None), "interaction", None)[0]
+        quantize(vectors, params, _config.resolve(check, None, None), "interaction", None, out)
 
     return Target(call, out, out, {"vectors": vectors}, np.zeros(len(out)))
 
