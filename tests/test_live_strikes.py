@@ -259,7 +259,7 @@ def test_what_both_computations_share_is_detected(
     """Of an interaction, from its second request on: the first one is at its last kernel."""
     s = session_of("interaction", check)
     image, pc = stop_at(s, kernel(s, function))
-    # codes are made anew by each call: one byte further is within what was allocated for them
+    # one byte further is within what was allocated for the codes
     numbers, codes = job_of(s)
     place, by = {"vectors": (s._places["vectors"][0], 8), "codes": (codes, 1), "zero point": (numbers, 1 << 32)}[operand]
     assert mislead(s, place, by) > 0
