@@ -8,7 +8,7 @@ import os
 import stat
 import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment, unused-ignore]
 
-__all__ = ["FORMAT", "Log"]
+__all__ = ["FORMAT", "Log", "Results", "collect"]
+
+Results = Generator[list[Record], None, None]  # thrown an interrupt, gives again what may not have been taken
 
 FORMAT = "sedq-campaign-log"
 FIELDS = {
@@ -166,6 +168,24 @@ class Log:
         new = [r for r in records if r["trial"] not in self.records]
         self._append(new)
         self.records |= {r["trial"]: r for r in new}
+
+
+def collect(results: Results, done: dict[int, Record], log: Log | None, report: Callable[[int], object]) -> None:
+    """Take results as they come: into the log, then `done`, whose length is reported. An interrupt loses none."""
+
+    def take(records: list[Record]) -> None:
+        if log is not None:
+            log.add(records)
+        done.update((record["trial"], record) for record in records)
+        report(len(done))
+
+    try:
+        for records in results:
+            take(records)
+    except KeyboardInterrupt as interrupt:  # of `take`, or theirs, which they raise again
+        take(results.throw(interrupt))
+        for records in results:
+            take(records)
 
 
 def _text(row: dict[str, Any]) -> str:
