@@ -31,6 +31,7 @@ FIELDS = {
     **dict.fromkeys(("persistent", "changed"), bool),
     **dict.fromkeys(("damage", "error"), float),
 }
+SCORES: dict[str, type] = {"scores": list, "answers": list}  # of models, where they aren't those without a fault
 _logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
 
@@ -60,6 +61,7 @@ class Log:
     FORMAT, VERSION = FORMAT, 2
     ARGUMENT = "resume"  # by which messages call it
     FIELDS: ClassVar[dict[str, type]] = FIELDS
+    OPTIONAL: ClassVar[dict[str, type]] = SCORES
     NOT_NEGATIVE: tuple[str, ...] = ("trial", "batch", "damage", "error")
     OUTCOMES: tuple[str, ...] = OUTCOMES
 
@@ -138,6 +140,8 @@ class Log:
     def _record(self, number: int, line: bytes) -> Record:
         record = self._row(number, line)
         wrong = [name for name, kind in self.FIELDS.items() if type(record.get(name)) is not kind]
+        others = sorted(record.keys() - self.FIELDS.keys())
+        wrong += [name for name in others if type(record[name]) is not self.OPTIONAL.get(name)]
         if not wrong:
             wrong = [name for name in self.NOT_NEGATIVE if record[name] < 0]
             wrong += ["outcome"] if record["outcome"] not in self.OUTCOMES else []
