@@ -255,6 +255,42 @@ def test_a_reader_that_has_gone_is_a_quiet_end(tmp_path: Path, unbuffered: str) 
     assert (ran.returncode, ran.stderr) == (141, b"")
 
 
+class Full:
+    """Standard error on a disc that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    flush = Closed.flush
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Full(), None], ids=["full", "closed"])
+def test_messages_that_cannot_be_written_are_no_verdict(
+    stream: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.npy"
+    np.save(path, sedq.EmbeddingBag.from_float(np.ones((100, 8), dtype=np.float32)).to_fused())
+    sedq.scrub.protect_file(path)
+    monkeypatch.setattr(sys, "stderr", stream)
+    ends = [cli.main(a) for a in (["scrub", str(path)], ["scrub", "nothing.npy"], CAMPAIGN, [*CAMPAIGN, "--seed", "-1"])]
+    monkeypatch.setattr(Worker, "trial", interrupt)
+    assert [*ends, cli.main(CAMPAIGN)] == [0, 2, 0, 2, 130]
+    assert sys.stderr is stream
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_the_end_of_the_interpreter_is_no_verdict_either(tmp_path: Path) -> None:
+    script = "import sys; from sedq import cli; sys.exit(cli.main(['scrub', 'nothing.npy']))"
+    for unbuffered in ("", "1"):
+        with open("/dev/full", "w") as full:
+            environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+            ran = subprocess.run([sys.executable, "-P", "-c", script], stderr=full, cwd=tmp_path, env=environment)
+        assert ran.returncode == 2
+
+
 def test_a_defect_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise KeyError("what")
