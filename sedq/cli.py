@@ -8,9 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 from sedq import _info, demo, scrub
 from sedq._files import check_target, replacing
@@ -144,6 +144,45 @@ def _give_up(stream: TextIO | None) -> None:
         os.close(null)
 
 
+class _Messages:
+    """Standard error, on which what can't be written is lost: it says nothing of a result."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._losing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._losing():
+            self._stream.flush()
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # nobody looks
+            raise
+        except OSError:
+            _give_up(self._stream)
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Let standard error be what can be written to, though it is closed or full."""
+    with ExitStack() as stack:
+        given = sys.stderr
+        if given is None:
+            given = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(redirect_stderr(cast(TextIO, _Messages(given))))
+        yield
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
@@ -159,16 +198,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         invalid run; 3 if what was corrupted in a file has been repaired; 130 if interrupted; 141 if nobody reads what it
         prints any more. Files are written before anything is printed.
     """
-    try:
+    with _messages():
         try:
-            return _run(arguments)
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except OSError as error:
-        unread = isinstance(error, BrokenPipeError)
-        if not unread:
-            print(f"sedq: {error}", file=sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            _give_up(stream)
-        return UNREAD if unread else 2
+            try:
+                return _run(arguments)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except OSError as error:
+            unread = isinstance(error, BrokenPipeError)
+            if not unread:
+                print(f"sedq: {error}", file=sys.stderr)
+            for stream in (sys.stdout, sys.stderr):
+                _give_up(stream)
+            return UNREAD if unread else 2

@@ -137,9 +137,24 @@ def test_requests_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     np.savez(path, dense=r.dense[:0], **{k: a[:1] if "off" in k else a[:0] for k, a in arrays.items()})
     assert run(*options) == 2
     assert "expected one request at least" in capsys.readouterr().err
+    spoilt = dict(arrays, indices_0=arrays["indices_0"] + 10**6)
+    np.savez(path, dense=r.dense, **spoilt)
+    for more in ([], ["--list-sites"]):
+        assert run(*options, *more) == 2
+        assert f"sedq: --requests: got {path}, which the model refuses: indices[0]" in capsys.readouterr().err
     np.savez(path, dense=r.dense, **arrays)
     for wrong in (["--live", "--requests", path], ["--requests", path, "--json", path]):
         assert run(*wrong) == 2
         err = capsys.readouterr().err
         assert str(path) in err
         assert "expected" in err
+
+
+def test_of_many_batches_as_many_as_were_said_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    r = load_msweb().heldout.batch(0, 22)
+    arrays = {f"{key}_{t}": a for key in ("indices", "offsets") for t, a in enumerate(getattr(r, key))}
+    np.savez(tmp_path / "requests.npz", dense=np.arange(22 * r.dense.shape[1], dtype=np.float32).reshape(22, -1), **arrays)
+    for most, first in ((22, range(22)), (30, range(22)), (21, range(21)), (8, (0, 2, 5, 8, 11, 13, 16, 19))):
+        monkeypatch.setattr(command, "BATCHES", most)
+        given = command._given(tmp_path / "requests.npz", 1)
+        assert [dense[0, 0] / r.dense.shape[1] for dense, _, _ in given] == list(first)

@@ -115,6 +115,7 @@ def test_a_log_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
         (lambda r: line(r | {"trial": True}), "is no record of a trial: trial"),
         (lambda r: line(r | {"outcome": "fine"}), "is no record of a trial: outcome"),
         (lambda r: line(r | {"damage": -1.0}), "is no record of a trial: damage"),
+        (lambda r: line(r | {"weather": 1, "scores": 2}), "is no record of a trial: scores, weather"),
     ],
 )
 def test_a_line_that_is_no_record_is_refused(tmp_path: Path, spoil: Callable[..., bytes], message: str) -> None:

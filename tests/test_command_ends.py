@@ -22,6 +22,7 @@ from helpers.campaigns import product
 from sedq import cli, demo, faults
 from sedq.calibration import _command as calibrate
 from sedq.faults import command as campaign
+from sedq.faults._log import Log
 from sedq.faults._worker import Worker
 from sedq.faults.live import LiveResult
 from sedq.faults.live import command as live
@@ -89,6 +90,44 @@ def test_an_interrupted_campaign_has_its_trials_in_the_log(
     assert len(log.read_bytes().splitlines()) == 61
 
 
+def logged(log: Path) -> set[int]:
+    return {json.loads(line)["trial"] for line in log.read_bytes().splitlines()[1:]}
+
+
+@pytest.mark.parametrize(
+    ("where", "function", "chunk"),
+    [(Worker, "require_intact", 0), (Log, "_append", 0), (Log, "add", 0), (Log, "_append", 10), (Log, "add", 10)],
+)
+def test_an_interrupt_between_trials_loses_none(
+    where: type, function: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, honest, calls = tmp_path / "run.jsonl", getattr(where, function), [0]
+    ended: list[int] = []
+    trial = Worker.trial
+
+    def second(*arguments: Any) -> Any:
+        calls[0] += 1
+        return interrupt() if calls[0] == 2 and ended else honest(*arguments)
+
+    monkeypatch.setattr(where, function, second)
+    monkeypatch.setattr(Worker, "trial", lambda self, i: [trial(self, i), ended.append(i)][0])
+    monkeypatch.setattr("sedq.faults.campaign.time", Clock())
+    monkeypatch.setattr("sedq.faults.campaign.PAUSE", 10)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(KeyboardInterrupt):
+        product().run(60, executor if chunk else None, resume=log, chunk=chunk or 60)
+    assert logged(log) == set(ended) != set()
+
+
+class Clock:
+    """Is a second later whenever it is asked."""
+
+    now = 0
+
+    def monotonic(self) -> int:
+        self.now += 1
+        return self.now
+
+
 def test_a_log_is_written_to_while_a_chunk_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, honest, seen = tmp_path / "run.jsonl", Worker.trial, []
 
@@ -97,10 +136,10 @@ def test_a_log_is_written_to_while_a_chunk_is_run(tmp_path: Path, monkeypatch: p
         return honest(self, number)
 
     monkeypatch.setattr(Worker, "trial", trial)
-    monkeypatch.setattr("sedq.faults.campaign.PAUSE", 0.0)
-    monkeypatch.setattr(Worker, "require_intact", lambda self: time.sleep(1e-4))
-    product().run(200, resume=log)
-    assert seen[0] == 0 < seen[150] <= 150
+    monkeypatch.setattr("sedq.faults.campaign.time", Clock())
+    monkeypatch.setattr("sedq.faults.campaign.PAUSE", 10)
+    product().run(40, resume=log)
+    assert seen == [i // 9 * 9 for i in range(40)]
 
 
 class Interrupted(ThreadPoolExecutor):
@@ -117,7 +156,7 @@ def test_chunks_that_workers_have_begun_are_logged_at_an_interrupt(tmp_path: Pat
     log = tmp_path / "run.jsonl"
     with Interrupted(2) as executor, pytest.raises(KeyboardInterrupt):
         product().run(60, executor, resume=log, chunk=10)
-    assert {json.loads(line)["trial"] for line in log.read_bytes().splitlines()[1:]} == set(range(20))
+    assert logged(log) == set(range(20))
 
 
 WITH_WORKERS = """
@@ -214,6 +253,42 @@ def test_a_reader_that_has_gone_is_a_quiet_end(tmp_path: Path, unbuffered: str) 
     finally:
         os.close(writer)
     assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+class Full:
+    """Standard error on a disc that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    flush = Closed.flush
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Full(), None], ids=["full", "closed"])
+def test_messages_that_cannot_be_written_are_no_verdict(
+    stream: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.npy"
+    np.save(path, sedq.EmbeddingBag.from_float(np.ones((100, 8), dtype=np.float32)).to_fused())
+    sedq.scrub.protect_file(path)
+    monkeypatch.setattr(sys, "stderr", stream)
+    ends = [cli.main(a) for a in (["scrub", str(path)], ["scrub", "nothing.npy"], CAMPAIGN, [*CAMPAIGN, "--seed", "-1"])]
+    monkeypatch.setattr(Worker, "trial", interrupt)
+    assert [*ends, cli.main(CAMPAIGN)] == [0, 2, 0, 2, 130]
+    assert sys.stderr is stream
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_the_end_of_the_interpreter_is_no_verdict_either(tmp_path: Path) -> None:
+    script = "import sys; from sedq import cli; sys.exit(cli.main(['scrub', 'nothing.npy']))"
+    for unbuffered in ("", "1"):
+        with open("/dev/full", "w") as full:
+            environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+            ran = subprocess.run([sys.executable, "-P", "-c", script], stderr=full, cwd=tmp_path, env=environment)
+        assert ran.returncode == 2
 
 
 def test_a_defect_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

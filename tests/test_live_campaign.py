@@ -17,8 +17,10 @@ from helpers.tracing import needs_ptrace, session
 from sedq._core import _ptrace
 from sedq.faults import InvalidRun, live
 from sedq.faults._log import _line
+from sedq.faults.live import protocol
 from sedq.faults.live.log import Log
 from sedq.faults.live.strikes import draw
+from sedq.faults.live.targets import check_shape
 
 
 @needs_ptrace
@@ -97,6 +99,7 @@ def test_a_log_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
         (_line(record | {"kind": "general"}), "trial 1 of .* isn't what was drawn"),
         (_line(record | {"outcome": "fine"}), "line 3 of .* is no record of a trial: outcome"),
         (_line(record | {"tries": "1"}), "line 3 of .* is no record of a trial: tries"),
+        (_line(record | {"weather": 1}), "line 3 of .* is no record of a trial: weather"),
     ):
         content = b"".join([*lines[:2], line, *lines[3:]])
         log.write_bytes(content)
@@ -155,6 +158,21 @@ def test_a_killed_campaign_leaves_no_process_and_a_log_to_go_on_with(tmp_path: P
     done = log.read_bytes().count(b"\n") - 1
     assert done >= 19
     assert len(live.run(trials=done + 2, log=log).trials) == done + 2
+
+
+@needs_ptrace
+def test_a_template_that_nobody_waits_for_ends_quietly() -> None:
+    control, _control = os.pipe()
+    gone, reply = os.pipe()
+    os.close(gone)
+    options = json.dumps({"operator": "probe", "check": "off", "shape": check_shape("probe", None), "seed": 0})
+    command = [sys.executable, "-P", "-m", protocol.CHILD, options, *map(str, (control, reply, control, reply))]
+    try:
+        ran = subprocess.run(command, stderr=subprocess.PIPE, pass_fds=(control, reply), timeout=60)
+    finally:
+        for fd in (control, _control, reply):
+            os.close(fd)
+    assert (ran.returncode, ran.stderr) == (0, b"")
 
 
 @needs_ptrace

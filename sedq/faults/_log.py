@@ -8,7 +8,7 @@ import os
 import stat
 import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment, unused-ignore]
 
-__all__ = ["FORMAT", "Log"]
+__all__ = ["FORMAT", "Log", "Results", "collect"]
+
+Results = Generator[list[Record], None, None]  # thrown an interrupt, gives again what may not have been taken
 
 FORMAT = "sedq-campaign-log"
 FIELDS = {
@@ -29,6 +31,7 @@ FIELDS = {
     **dict.fromkeys(("persistent", "changed"), bool),
     **dict.fromkeys(("damage", "error"), float),
 }
+SCORES: dict[str, type] = {"scores": list, "answers": list}  # of models, where they aren't those without a fault
 _logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
 
@@ -58,6 +61,7 @@ class Log:
     FORMAT, VERSION = FORMAT, 2
     ARGUMENT = "resume"  # by which messages call it
     FIELDS: ClassVar[dict[str, type]] = FIELDS
+    OPTIONAL: ClassVar[dict[str, type]] = SCORES
     NOT_NEGATIVE: tuple[str, ...] = ("trial", "batch", "damage", "error")
     OUTCOMES: tuple[str, ...] = OUTCOMES
 
@@ -136,6 +140,8 @@ class Log:
     def _record(self, number: int, line: bytes) -> Record:
         record = self._row(number, line)
         wrong = [name for name, kind in self.FIELDS.items() if type(record.get(name)) is not kind]
+        others = sorted(record.keys() - self.FIELDS.keys())
+        wrong += [name for name in others if type(record[name]) is not self.OPTIONAL.get(name)]
         if not wrong:
             wrong = [name for name in self.NOT_NEGATIVE if record[name] < 0]
             wrong += ["outcome"] if record["outcome"] not in self.OUTCOMES else []
@@ -166,6 +172,24 @@ class Log:
         new = [r for r in records if r["trial"] not in self.records]
         self._append(new)
         self.records |= {r["trial"]: r for r in new}
+
+
+def collect(results: Results, done: dict[int, Record], log: Log | None, report: Callable[[int], object]) -> None:
+    """Take results as they come: into the log, then `done`, whose length is reported. An interrupt loses none."""
+
+    def take(records: list[Record]) -> None:
+        if log is not None:
+            log.add(records)
+        done.update((record["trial"], record) for record in records)
+        report(len(done))
+
+    try:
+        for records in results:
+            take(records)
+    except KeyboardInterrupt as interrupt:  # of `take`, or theirs, which they raise again
+        take(results.throw(interrupt))
+        for records in results:
+            take(records)
 
 
 def _text(row: dict[str, Any]) -> str:

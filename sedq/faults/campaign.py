@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from sedq import _config, _statistics, _validation
 from sedq.datasets import Requests
 from sedq.faults import _strike, _summary, targets
-from sedq.faults._log import Log
+from sedq.faults._log import Log, Results, collect
 from sedq.faults._plan import CampaignPlan
 from sedq.faults._progress import progress_of
 from sedq.faults._residuals import Residuals, residuals
@@ -328,11 +328,7 @@ class Campaign:
             parts = [(a, b) for a, b in parts if any(i not in done for i in range(a, b))]
             report = stack.enter_context(progress_of(progress, len(done), trials))
             results = self._here(parts, done) if executor is None else self._on(executor, parts, done)
-            for records in results:
-                if log is not None:
-                    log.add(records)
-                done |= {record["trial"]: record for record in records}
-                report(len(done), trials)
+            collect(results, done, log, lambda count: report(count, trials))
         self._worker.require_intact()
         return CampaignResult(self, [done[i] for i in range(trials)], log=None if resume is None else os.fspath(resume))
 
@@ -345,28 +341,28 @@ class Campaign:
                 raise InvalidRun(f"resume: trial {trial} gives another record than the log has: it isn't of this campaign")
         return {i: record for i, record in logged.items() if i < trials}
 
-    def _here(self, parts: list[tuple[int, int]], done: dict[int, Record]) -> Iterator[list[Record]]:
+    def _here(self, parts: list[tuple[int, int]], done: dict[int, Record]) -> Results:
         """Run chunks in this thread; what ends it loses a second's trials at most, an interrupt only the one it meets."""
         pause = PAUSE
-        for a, b in parts:
-            left = [i for i in reversed(range(a, b)) if i not in done]
-            while left:
-                records: list[Record] = []
-                began = time.monotonic()
-                try:
+        records: list[Record] = []
+        try:
+            for a, b in parts:
+                left = [i for i in reversed(range(a, b)) if i not in done]
+                while left:
+                    records, began = [], time.monotonic()
                     while left and time.monotonic() - began < pause:
                         records.append(self._worker.trial(left[-1]))
                         left.pop()
-                except KeyboardInterrupt:
+                    ended = time.monotonic()
                     self._worker.require_intact()
+                    pause = max(PAUSE, 9 * (time.monotonic() - ended))  # large memory takes long to compare
                     yield records
-                    raise
-                ended = time.monotonic()
-                self._worker.require_intact()
-                pause = max(PAUSE, 9 * (time.monotonic() - ended))  # large memory takes long to compare
-                yield records
+        except KeyboardInterrupt:
+            self._worker.require_intact()
+            yield records
+            raise
 
-    def _on(self, executor: Executor, parts: list[tuple[int, int]], done: dict[int, Record]) -> Iterator[list[Record]]:
+    def _on(self, executor: Executor, parts: list[tuple[int, int]], done: dict[int, Record]) -> Results:
         """Run chunks on an executor, again those whose worker was lost; a chunk is counted when its records arrive."""
         key = hashlib.sha256(self._payload).hexdigest()
         waiting = [(a, b, 0) for a, b in reversed(parts)]
@@ -379,7 +375,7 @@ class Campaign:
                     running[executor.submit(run_chunk, key, self._payload, self.reference, a, b, skip)] = (a, b, attempt)
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    a, b, attempt = running.pop(future)
+                    a, b, attempt = running[future]
                     error = future.exception()
                     if error is None:
                         yield future.result()
@@ -387,6 +383,7 @@ class Campaign:
                         raise error
                     else:  # its worker was lost, and it with it
                         waiting.append((a, b, attempt + 1))
+                    del running[future]  # not before its records were taken, which an interrupt may prevent
         except KeyboardInterrupt:
             for future in wait([f for f in running if not f.cancel()], GRACE).done:
                 if not future.exception():

@@ -102,7 +102,8 @@ def _given(path: Path, batch: int) -> list[Any]:
     if not len(requests):
         raise ValueError(f"--requests: got {path}, expected one request at least")
     starts = range(0, len(requests), batch)
-    parts = [requests.batch(i, i + batch) for i in starts[:: -(-len(starts) // BATCHES)]]
+    count = min(len(starts), BATCHES)
+    parts = [requests.batch(i, i + batch) for i in (starts[k * len(starts) // count] for k in range(count))]
     return [(part.dense, part.indices, part.offsets) for part in parts]  # without labels, which such a file doesn't have
 
 
@@ -174,10 +175,15 @@ def _campaign(options: argparse.Namespace) -> int:
         inputs = _given(options.requests, options.batch)
     elif inputs is None:
         inputs = _synthetic(model, options.batch, options.seed)
-    if options.list_sites:
-        print("\n".join(site_names(model, inputs, options.check)))
-        return 0
-    campaign = Campaign(model, inputs, sites=options.sites, rng=options.seed, check=options.check)
+    try:
+        if options.list_sites:
+            print("\n".join(site_names(model, inputs, options.check)))
+            return 0
+        campaign = Campaign(model, inputs, sites=options.sites, rng=options.seed, check=options.check)
+    except (IndexError, TypeError) as error:
+        if options.requests is None:
+            raise
+        raise ValueError(f"--requests: got {options.requests}, which the model refuses: {error}") from None
     if options.goal is None and not campaign.promises():
         raise ValueError(f"--goal: got none, expected a rate: check={options.check!r} promises to see none of these faults")
     print(campaign.plan(options.trials), file=sys.stderr)

@@ -9,6 +9,7 @@ last, or until a call doesn't just return.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -91,11 +92,9 @@ def main(arguments: list[str]) -> None:
                 _work(target, last, go, done)
             finally:
                 os._exit(0)
-        try:
-            os.write(reply, b"%d\n" % pid)
-        except BrokenPipeError:  # who started the template was interrupted
-            return
+        os.write(reply, b"%d\n" % pid)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with contextlib.suppress(BrokenPipeError):  # who started the template was interrupted
+        main(sys.argv[1:])

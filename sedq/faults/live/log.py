@@ -25,6 +25,7 @@ class Log(_log.Log):
         "beyond": bool,
         "operands": list,
     }
+    OPTIONAL: ClassVar[dict[str, type]] = {}
     NOT_NEGATIVE = ("trial", "register", "bit", "tries", "pc", "damage")
     OUTCOMES = OUTCOMES
 
