@@ -259,3 +259,9 @@ def test_dot_products_are_computed_twice(kernels: _dispatch.Context) -> None:
                 y, found = call(True)
             assert hit.fired == 1
             assert found
+
+
+@pytest.mark.parametrize(("check", "times"), [("off", 0), ("exact", 3), ("full", 3)])
+def test_sums_are_struck_where_there_are_any(check: str, times: int, rng: np.random.Generator) -> None:
+    bag = sedq.EmbeddingBag.from_float(rng.normal(size=(20, 8)).astype(np.float32))
+    assert visits("sums", lambda: bag(np.arange(6).reshape(3, 2), check=check, num_threads=1)) == times

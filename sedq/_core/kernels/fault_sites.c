@@ -47,7 +47,8 @@ static void sum_rows(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, con
                      int64_t kpad, uint32_t *sum, uint32_t *check)
 {
     sound()->rows(rows, a, lda, k, digit, digits, kpad, sum, check);
-    sedq_strike(SEDQ_FAULT_CHECKS_SITE, check, 1, rows, rows, 4);
+    if (digits) /* else there are no checksums */
+        sedq_strike(SEDQ_FAULT_CHECKS_SITE, check, 1, rows, rows, 4);
 }
 
 static void bag(const sedq_table *t, const void *indices, int index_bytes, const float *weights, int64_t begin,
@@ -59,7 +60,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
                             weights ? weights + off[3] : weights, begin + off[0], end + off[1], total, divisor,
                             astray(out), check, sums);
     sedq_strike(SEDQ_FAULT_POOLED_SITE, out, 1, t->dim, t->dim, 4);
-    sedq_strike(SEDQ_FAULT_SUMS_SITE, &sums->codes, 1, 2, 2, 8);
+    if (check) /* else there are none */
+        sedq_strike(SEDQ_FAULT_SUMS_SITE, &sums->codes, 1, 2, 2, 8);
 }
 
 static int leaves_out(void)
