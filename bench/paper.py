@@ -332,7 +332,8 @@ def harder_table(parts: Figures) -> str:
         checks = (theirs, "exact", "full")
         lines += [f"| {kind}: fault in | `{theirs}` | `exact` | `full` |", "|---|---|---|---|"]
         for site in parts[f"{kind} exact"]:
-            rows = [parts[f"{kind} {check}"][site] for check in checks]
+            # a level without a part has no faults in it
+            rows = [parts[f"{kind} {check}"].get(site, counts([])) for check in checks]
             if any(row["consequential"] for row in rows):
                 cells = [rate(row["detected"], row["consequential"]) for row in rows]
                 lines.append(f"| `{site}` | {' | '.join(cells)} |")
