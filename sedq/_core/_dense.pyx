@@ -1,7 +1,7 @@
 """The float operators between the quantised ones: quantisation of rows, and the dot interaction.
 
 Both are small, so both are simply computed twice and compared bit for bit. What they read is compared with the sums that
-its writer took, and what they write is summed for its reader.
+its writer took, and what they write is summed for its reader, and read back in the end.
 """
 
 from cython.parallel cimport prange

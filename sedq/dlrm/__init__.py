@@ -9,7 +9,7 @@
     quantise             computed twice, compared
     int8 layers          exact row checksum, output read back, parameters digested
     bags                 row digests, pooled sums, output read back
-    interaction          computed twice, compared
+    interaction          computed twice, compared, codes read back
     sigmoid              computed twice, compared
     between stages       each writer sums what it stores, its reader compares (bytes, or bit patterns of floats)
 """
