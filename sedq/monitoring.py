@@ -48,14 +48,18 @@ class Event:
     rung : str
         How far recovery went: ``"none"``, ``"recompute"``, ``"heal"``, ``"replay"`` (of the model) or ``"raise"``.
     verdict : str
-        ``"transient"`` (a recomputation agreed), ``"rounding"`` (a recomputation gave the same, bit for bit, and rounding
-        explains it: a false alarm of a threshold below the bound), ``"memory"`` (an operand was bad; healed if the rung
-        is ``"heal"``), ``"persistent"`` (still wrong with good operands), or ``"unresolved"`` (nothing was tried).
+        ``"transient"`` (two recomputations on different code paths agreed), ``"rounding"`` (they gave the same result as
+        the call, bit for bit, and rounding explains the finding: a false alarm of a threshold below the bound),
+        ``"memory"`` (an operand was bad; restored if the rung is ``"heal"``), ``"persistent"`` (recomputations with good
+        operands disagreed; a third decided, or the call raised), or ``"unresolved"`` (nothing was tried).
     detail : str
         What was healed, if anything, and what is still corrupted.
     thread, cpu, cpu_after, time
         Thread that made the call, CPU at the detection and after the recovery (-1 where unknown), seconds since the
         epoch.
+    recomputed_on : tuple of int
+        The CPUs on which the recomputations ran, in their order; the second ran on another core than the first if the
+        system let the thread choose.
     """
 
     operator: str
@@ -70,6 +74,7 @@ class Event:
     cpu: int = -1
     cpu_after: int = -1
     time: float = 0.0
+    recomputed_on: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         where = "whole call" if self.row < 0 else f"row {self.row}"
@@ -89,7 +94,7 @@ class Event:
         >>> event.as_dict()["row"], event.as_dict()["residual"]
         (3, None)
         """
-        values = dict(vars(self))
+        values = vars(self) | {"recomputed_on": list(self.recomputed_on)}
         return values | {name: None for name in ("residual", "limit") if not math.isfinite(values[name])}
 
 

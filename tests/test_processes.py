@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,10 +129,10 @@ def test_a_pack_is_healed_on_its_way_to_another_process() -> None:
 
 
 def test_an_error_comes_back_from_another_process_with_its_events() -> None:
-    bag = sedq.EmbeddingBag.from_float(np.ones((3, 4), np.float32))
     with pytest.raises(ValueError, match="dense: got NaN"):
         elsewhere("spawn", partial(demo.build(load_msweb()), np.full((1, 8), np.nan), [np.zeros((1, 1), int)] * 6))
-    struck = partial(sedq.recovery.handle, "op", [(0, 1, 2.0, 0.0)], "raise", bag.bad_rows, bag.bad_rows)
+    settings = sedq.get_config()._replace(on_error="raise")
+    struck = partial(sedq.recovery.handle, SimpleNamespace(operator="op"), [(0, 1, 2.0, 0.0)], settings)
     with pytest.raises(sedq.SoftErrorDetected, match="op: accumulator") as raised:
         elsewhere("spawn", struck)
     assert raised.value.events[0].residual == 2.0

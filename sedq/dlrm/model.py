@@ -224,14 +224,14 @@ class DLRM:
             raise ValueError("model: got one that is not quantised, expected a call of quantize(samples) first")
         inputs, rows = self.bottom[0].packed.shape[1], [bag.asked_rows for bag in self.bags]
 
-        def compute() -> NDArray[np.float32]:
+        def compute(using: _config.Settings) -> Array:
             requests = requests_of(dense, indices, offsets, include_last_offset, inputs, rows)
             return recovery.replayed(
-                lambda kernels: self._forward(*requests, settings._replace(kernels=kernels), threshold), settings
+                lambda kernels: self._forward(*requests, using._replace(kernels=kernels), threshold), using
             )
 
         batches = [i for i in indices if isinstance(i, IndexBatch)] if isinstance(indices, Sequence) else []
-        return consume(batches, compute, settings, "DLRM") if batches else compute()
+        return consume(batches, compute, settings, "DLRM") if batches else compute(settings)
 
     def _forward(
         self, dense: Array, indices: list[Array], offsets: list[Array], settings: _config.Settings, threshold: Any

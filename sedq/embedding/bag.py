@@ -336,10 +336,10 @@ class EmbeddingBag(Copied):
         """Pool a request that carries digests."""
         batch.alone(offsets, weights)
 
-        def compute() -> NDArray[np.float32]:
+        def compute(using: _config.Settings) -> Array:
             arrays = (batch.indices, batch.offsets, batch.per_sample_weights)
             result = _validation.output(out, (len(batch), self.shape[1]), np.float32, arrays)
-            self.pool(*arrays, result, settings, threshold=threshold)
+            self.pool(*arrays, result, using, threshold=threshold)
             return result
 
         return consume([batch], compute, settings, "EmbeddingBag")

@@ -203,10 +203,17 @@ class Maintained:
             self._mended |= dict.fromkeys(done.restored(), self._mends)
             recovery.count_repairs(done.counts())
 
-    def _mended_since(self, rows: Array, mends: int) -> str:
-        """Say which of some rows were mended, after rows had been so many times."""
+    def mend_in_call(self, rows: Array, mends: int) -> tuple[str, list[int], str]:
+        """Restore the bad ones of some rows, for a call that began when rows had been mended so many times.
+
+        Returns what was restored since then, by this thread or another; the rows that were bad at some time since; and
+        those still bad, with the reason.
+        """
+        bad = self.bad_rows(rows)
         since = [number for number in rows.tolist() if self._mended.get(number, 0) > mends] if self._mends > mends else []
-        return f"rows {since} mended by another thread" if since else ""
+        done = self._mend(bad)
+        restored = str(done) or (f"rows {since} mended by another thread" if since else "")
+        return restored, sorted({*bad, *since}), done.why_left()
 
     def require_intact(self, rows: ArrayLike | None = None) -> None:
         """Restore corrupted rows, of those given or of all, or raise SoftErrorDetected naming them."""

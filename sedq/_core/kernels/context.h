@@ -159,9 +159,12 @@ typedef struct sedq_context {
 } sedq_context;
 
 /* Each translation unit exports one function, which fills in its part. A second build, with a fault hook in
- * the kernels (fault_hook.h), exports the same names with a suffix. */
+ * the kernels (fault_hook.h), exports the same names with a suffix; so does a build of the portable kernels without
+ * vector instructions, by which recovery computes again. */
 #ifdef SEDQ_FAULT_HOOK
 #define SEDQ_INIT(unit) sedq_init_##unit##_hooked
+#elif defined SEDQ_SCALAR
+#define SEDQ_INIT(unit) sedq_init_##unit##_scalar
 #else
 #define SEDQ_INIT(unit) sedq_init_##unit
 #endif
