@@ -1,0 +1,126 @@
+"""Once an operand was found bad, everything that the call computed from it is computed again, named by a finding or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import sedq
+from sedq import faults
+from sedq._core import _dispatch
+
+Array = NDArray[Any]
+
+
+def test_rows_whose_errors_cancelled_are_right_after_weights_healed(kernels: _dispatch.Context) -> None:
+    w = np.full((4, 8), 10, np.int8)
+    packed = sedq.pack_weights(w)
+    x = np.full((3, 8), 7, np.uint8)
+    x[0, 1:3] = 4, 8  # 4 * 4 + 8 * -2 = 0: the errors of both weights cancel in this row's sum
+    x[1, 1:3] = 3, 50
+    x[2, 1] = 9
+    expected = sedq.matmul_integer(x, packed)
+    faults.flip_weight_bit(packed, 0, 1, 2)
+    faults.flip_weight_bit(packed, 3, 2, 1)
+    with sedq.monitor() as m:
+        got = sedq.matmul_integer(x, packed)
+    np.testing.assert_array_equal(got, expected)
+    assert {e.row for e in m.events} == {1, 2}
+    assert m.verdicts == {"memory": 2}
+
+
+@pytest.mark.parametrize("check", ["exact", "mod127"])
+def test_no_answer_is_wrong_once_weights_healed(check: str, kernels: _dispatch.Context, rng: np.random.Generator) -> None:
+    """One to three flips among neighbouring weights: found in some rows, cancelled in others."""
+    x = rng.integers(256, size=(20, 24)).astype(np.uint8)
+    w = rng.integers(-128, 128, (12, 24)).astype(np.int8)
+    packed = sedq.pack_weights(w, encode=("exact", "mod127"))
+    expected = sedq.matmul_integer(x, packed)
+    healed = partly = 0
+    for flips in [1, 2, 3] * 60:
+        for _ in range(flips):
+            faults.flip_weight_bit(packed, *rng.integers(0, 3, 2).tolist(), int(rng.integers(8)))
+        wrong = set(np.flatnonzero((sedq.matmul_integer(x, packed, check="off") != expected).any(axis=1)).tolist())
+        with sedq.monitor() as m:
+            try:
+                got = sedq.matmul_integer(x, packed, check=check)
+            except sedq.SoftErrorDetected:  # several flips may be more than two syndromes determine
+                assert m.verdicts == {"memory": m.detections}
+                got = None
+        named = {e.row for e in m.events}
+        if got is not None and m.detections:
+            np.testing.assert_array_equal(got, expected)
+            healed += 1
+            partly += not wrong <= named
+        if packed.verify().corrupted:
+            packed = sedq.pack_weights(w, encode=("exact", "mod127"))
+    assert healed > 100
+    assert partly > (5 if check == "mod127" else -1)  # findings did not name all that was wrong
+
+
+@pytest.mark.parametrize("name", ["col_term", "bias", "mult"])
+def test_every_row_is_computed_again_from_sound_parameters(
+    name: str, kernels: _dispatch.Context, rng: np.random.Generator
+) -> None:
+    x = rng.integers(256, size=(40, 24)).astype(np.uint8)
+    packed = sedq.pack_weights(rng.integers(-128, 128, (70, 24)).astype(np.int8), 0.01, bias=rng.normal(size=70))
+    expected = sedq.qlinear(x, packed, x_scale=0.1, x_zero_point=7)
+    (epilogue,) = packed._epilogues.values()
+    faults.flip_bit(getattr(epilogue, name), 12, 5)
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(sedq.qlinear(x, packed, x_scale=0.1, x_zero_point=7), expected)
+    assert set(m.verdicts) == {"memory"}
+
+
+def test_dynamic_parameters_are_derived_again(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rng.normal(size=(6, 24)).astype(np.float32)
+    packed = sedq.pack_weights(rng.integers(-128, 128, (70, 24)).astype(np.int8), 0.01)
+    expected = sedq.qlinear_dynamic(x, packed)
+    honest = type(packed).epilogue
+
+    def struck(self: sedq.PackedWeights, *key: Any, cache: bool) -> Any:
+        made = honest(self, *key, cache=cache)
+        if not cache:
+            faults.flip_bit(made.mult, 2, 4)
+        return made
+
+    monkeypatch.setattr(type(packed), "epilogue", struck)
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(sedq.qlinear_dynamic(x, packed), expected)
+    assert set(m.verdicts) == {"memory"}
+
+
+@pytest.mark.parametrize("collection", [False, True])
+def test_bags_whose_errors_cancelled_are_right_after_rows_were_restored(
+    collection: bool, kernels: _dispatch.Context
+) -> None:
+    """Two rows are off by +4 and -4 in one column: a bag of both has the sums of a sound one in digest and output."""
+    table = np.zeros((10, 8), np.float32)
+    table[:, 0], table[:, 1] = -100, 155
+    bag = sedq.EmbeddingBag.from_float(table, keep_source=True)
+    indices = np.array([[3, 3], [3, 5], [7, 8]])
+    call = (
+        (lambda: sedq.EmbeddingBagCollection([bag])(indices.ravel(), [0, 2, 4, 6])) if collection else (lambda: bag(indices))
+    )
+    expected = call()
+    bag._table.rows[3, 2] += 4
+    bag._table.rows[5, 3] -= 4
+    with sedq.monitor() as m:
+        got = call()
+    np.testing.assert_array_equal(got, expected)
+    assert {e.row for e in m.events} == {0}
+    assert bag.bad_rows() == []
+
+
+def test_a_bag_is_not_answered_from_a_row_that_cannot_be_restored() -> None:
+    """Errors of two lost rows cancel in the digest of a bag: it is not answered once another bag has shown one of them."""
+    table = np.zeros((10, 8), np.float32)
+    table[:, 0], table[:, 1] = -100, 155
+    bag = sedq.EmbeddingBag.from_float(table)
+    bag._table.rows[3, 2] += 4
+    bag._table.rows[5, 3] -= 4
+    with pytest.raises(sedq.SoftErrorDetected, match=r"still corrupted: rows \[3, 5\]"):
+        bag([[3, 3], [3, 5]])
