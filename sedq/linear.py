@@ -26,10 +26,7 @@ LEVELS = {
     "full": _gemm.CHECK_FULL,
     "mod127": _gemm.CHECK_MOD127,
 }
-# findings after which other rows may be bad too: a store that went astray has hit another row than the one it misses in
-WHOLE_CALL = (recovery.OUTPUT, recovery.PARAMETERS, recovery.EPILOGUE, recovery.COUNT)
 CHECKSUMS = ("digits", "row_sums")  # what only checks read: no answer depends on it
-MAX_FINDINGS = 64
 
 
 def level_of(settings: _config.Settings, packed: PackedWeights) -> int:
@@ -63,20 +60,20 @@ def multiply(
     given is used as it is; without one the pack's cache is asked. x_sums and y_sums are the chained row sums between the
     layers of a model.
     """
-    level = level_of(settings, packed)
+    level, threads = level_of(settings, packed), settings.num_threads or 0
     if epilogue is None:
         epilogue = _epilogue(packed, key)
     heals = packed.heals  # by this thread, too, as it looked for the epilogue: what is healed later may explain a finding
-    found = _gemm.linear(settings.kernels, packed._core, epilogue, x, out, level, settings.num_threads or 0, x_sums, y_sums)
+    found = _gemm.linear(settings.kernels, packed._core, epilogue, x, out, level, threads, x_sums, y_sums)
     if level:
         recovery.count_checks(operator, len(x))
     if found is not None:
-        product = _Product(operator, x, packed, key, epilogue, out, x_sums, y_sums, level, heals, found)
+        product = _Product(operator, x, packed, key, epilogue, out, x_sums, y_sums, level, threads, heals, found)
         recovery.handle(product, found, settings, has_writer=x_sums is not None)
 
 
 class _Product:
-    """A product whose checks disagreed: recomputed row by row, its weights healed."""
+    """A product whose checks disagreed: its weights are healed, and it is computed again."""
 
     def __init__(
         self,
@@ -89,14 +86,14 @@ class _Product:
         x_sums: Array | None,
         y_sums: Array | None,
         level: int,
+        threads: int,
         heals: int,
         found: list[recovery.Finding],
     ) -> None:
         self.operator = operator
         self._x, self._packed, self._key, self._epilogue, self._out = x, packed, key, epilogue, out
-        self._x_sums, self._y_sums, self._level, self._heals = x_sums, y_sums, level, heals
-        self._kinds = {kind for _, kind, _, _ in found}
-        self._rows = _rows_in_doubt(found, len(x))
+        self._x_sums, self._y_sums, self._level, self._threads = x_sums, y_sums, level, threads
+        self._heals, self._kinds = heals, {kind for _, kind, _, _ in found}
 
     def repair(self) -> recovery.Repair:
         report = self._packed.heal_in_call()
@@ -104,36 +101,26 @@ class _Product:
         if not restored and not encoding.intact(self._epilogue):  # forgotten before this call began
             restored = "parameters derived again"
         corrupted = [name for name in report.corrupted if name not in CHECKSUMS]
-        if restored or report.corrupted or self._packed.heals > self._heals:
-            # errors of a bad weight may have cancelled in rows that no finding names
-            self._rows = np.arange(len(self._x))
         noted = [name for name in report.corrupted if name in CHECKSUMS]
         return recovery.Repair(restored, ", ".join(corrupted), ", ".join(noted))
 
     def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
-        rows = self._rows
-        again = np.empty((len(rows), self._out.shape[1]), self._out.dtype)
-        sums = np.empty(len(rows), np.uint32)
-        expected = None if self._x_sums is None else np.ascontiguousarray(self._x_sums[rows])
+        again, sums = np.empty_like(self._out), np.zeros(len(self._x), np.uint32)
         # derived again if need be: healing the weights drops what was derived from them
         sound = encoding.intact(self._epilogue) and self._packed.heals == self._heals
         epilogue = self._epilogue if sound else _epilogue(self._packed, self._key)
-        found = _gemm.linear(kernels, self._packed._core, epilogue, self._x[rows], again, self._level, 1, expected, sums)
+        found = _gemm.linear(
+            kernels, self._packed._core, epilogue, self._x, again, self._level, self._threads, self._x_sums, sums
+        )
         return recovery.Attempt((again, sums), found or [])
 
     def is_rounding(self, finding: recovery.Finding, answer: recovery.Attempt) -> bool:
         return False
 
     def accept(self, answer: recovery.Attempt) -> None:
-        self._out[self._rows], sums = answer.outputs[0], answer.outputs[1]
+        self._out[...], sums = answer.outputs
         if self._y_sums is not None:
-            self._y_sums[self._rows] = sums
-
-
-def _rows_in_doubt(found: list[recovery.Finding], rows: int) -> Array:
-    if len(found) >= MAX_FINDINGS or any(row < 0 or kind in WHOLE_CALL for row, kind, _, _ in found):
-        return np.arange(rows)
-    return np.unique([row for row, _, _, _ in found])
+            self._y_sums[...] = sums
 
 
 def _epilogue(packed: PackedWeights, key: Key) -> _packing.Epilogue:

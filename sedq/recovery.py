@@ -5,11 +5,13 @@
     findings of a kernel
         -> on_error "warn":    record, warn, return the result as it is
         -> on_error "raise":   record, raise SoftErrorDetected
-        -> on_error "recover": repair the operands; what was computed from a bad one is all in doubt
-                               compute what is in doubt on two code paths, the second on another core;
+        -> on_error "recover": repair the operands
+                               compute the whole call again on two code paths, the second on another core;
                                if their results differ, on a third path
                                    two agree bit for bit: that is the answer
                                    no two agree, or an operand stays bad: raise SoftErrorDetected
+
+It is the whole call, not what the findings name: errors of a bad operand, or of a stuck fault, may have cancelled elsewhere.
 
 The verdict is "memory" if an operand was bad. Else it is "transient" if the first two recomputations agreed, and
 "persistent" if they did not: the fault struck again. "rounding" is a finding that was no fault: a threshold below the
@@ -113,7 +115,7 @@ class Repair(NamedTuple):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One computation of what is in doubt.
+    """One computation of a call.
 
     Attributes
     ----------
@@ -145,11 +147,11 @@ class Recoverable(Protocol):
     operator: str
 
     def repair(self) -> Repair:
-        """Look at the operands and restore bad ones. All that was computed from a bad operand is in doubt from then on."""
+        """Look at the operands, and restore bad ones."""
         ...
 
     def compute(self, kernels: _dispatch.Context) -> Attempt:
-        """Compute what is in doubt, and check it."""
+        """Compute the call again, all of it, and check it."""
         ...
 
     def is_rounding(self, finding: Finding, answer: Attempt) -> bool:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import sedq
 from sedq import faults
 from sedq._core import _dispatch
+from sedq.faults import inject
 
 Array = NDArray[Any]
 
@@ -49,6 +50,7 @@ def test_no_answer_is_wrong_once_weights_healed(check: str, kernels: _dispatch.C
                 got = sedq.matmul_integer(x, packed, check=check)
             except sedq.SoftErrorDetected:  # several flips may be more than two syndromes determine
                 assert m.verdicts == {"memory": m.detections}
+                assert packed.verify().corrupted
                 got = None
         named = {e.row for e in m.events}
         if got is not None and m.detections:
@@ -124,3 +126,32 @@ def test_a_bag_is_not_answered_from_a_row_that_cannot_be_restored() -> None:
     bag._table.rows[5, 3] -= 4
     with pytest.raises(sedq.SoftErrorDetected, match=r"still corrupted: rows \[3, 5\]"):
         bag([[3, 3], [3, 5]])
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_transient_faults_under_mod127_are_corrected(
+    stuck: bool, kernels: _dispatch.Context, rng: np.random.Generator
+) -> None:
+    """Also in rows where the error of a stuck lane is a multiple of 127 and so unseen."""
+    x = rng.integers(0, 8, size=(40, 24)).astype(np.uint8)
+    packed = sedq.pack_weights(rng.integers(-128, 128, (12, 24)).astype(np.int8), encode=("mod127",))
+    expected = sedq.matmul_integer(x, packed, check="off")
+    with sedq.monitor() as m, inject.hooked_call("tile", (0, 3, 0, 1000 if stuck else 1, 0xFFFFFFFF, 0, 127 * 3 + 1)):
+        np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="mod127"), expected)
+    assert m.verdicts == {"transient": m.detections}
+    assert m.detections
+
+
+@pytest.mark.parametrize("check", ["exact", "full"])
+def test_bags_below_the_bound_are_right_after_another_was_found(check: str, kernels: _dispatch.Context) -> None:
+    """A stuck bit of an accumulator: the error exceeds the bound of one bag alone."""
+    table = np.full((4, 8), 1000, np.float32)
+    table[0, :] = table[1:, 0] = 0
+    table[0, 3], table[1:, 3] = 1000, 5  # the struck accumulator is most of one bag, and next to nothing of the others
+    bag = sedq.EmbeddingBag.from_float(table)
+    indices = np.array([[0, 0], [1, 2], [2, 3]])
+    expected = bag(indices)
+    with sedq.monitor() as m, inject.hooked_call("bag", (0, 3, 1 << 11, 1000)):
+        np.testing.assert_array_equal(bag(indices, check="off") != expected, np.arange(8) == np.full((3, 1), 3))
+        np.testing.assert_array_equal(bag(indices, check=check, on_error="recover"), expected)
+    assert {e.row for e in m.events if e.kind == "sum"} == {0}

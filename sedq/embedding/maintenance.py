@@ -203,17 +203,13 @@ class Maintained:
             self._mended |= dict.fromkeys(done.restored(), self._mends)
             recovery.count_repairs(done.counts())
 
-    def mend_in_call(self, rows: Array, mends: int) -> tuple[str, list[int], str]:
-        """Restore the bad ones of some rows, for a call that began when rows had been mended so many times.
-
-        Returns what was restored since then, by this thread or another; the rows that were bad at some time since; and
-        those still bad, with the reason.
-        """
+    def mend_in_call(self, rows: Array, mends: int) -> recovery.Repair:
+        """Restore the bad ones of some rows, for a call that began when rows had been mended so many times."""
         bad = self.bad_rows(rows)
         since = [number for number in rows.tolist() if self._mended.get(number, 0) > mends] if self._mends > mends else []
         done = self._mend(bad)
         restored = str(done) or (f"rows {since} mended by another thread" if since else "")
-        return restored, sorted({*bad, *since}), done.why_left()
+        return recovery.Repair(restored, done.why_left())
 
     def require_intact(self, rows: ArrayLike | None = None) -> None:
         """Restore corrupted rows, of those given or of all, or raise SoftErrorDetected naming them."""

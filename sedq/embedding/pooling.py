@@ -1,7 +1,7 @@
 """A call of a bag: compiled loops pool and verify, and what they find wrong is dealt with here.
 
-`_core._embedding.pool` -> nothing found: done. Else `_Bags` restores bad rows, and computes again every bag that is in doubt
-or reads one of them, as `recovery.handle` asks it to.
+`_core._embedding.pool` -> nothing found: done. Else `_Bags` restores bad rows and computes the call again, as
+`recovery.handle` asks it to.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Pooling(Maintained):
                 # raises if they overflow without a fault too: an error of the input
                 self.compute_again(_dispatch.get("reference"), overflows, call)
                 found = [(b, recovery.SUM if k == _embedding.FOUND_OVERFLOW else k, r, at) for b, k, r, at in found]
-            recovery.handle(_Bags(operator, self, call, out, y_sums, found), found, settings)
+            recovery.handle(_Bags(operator, self, call, out, y_sums), found, settings)
 
     def _overlaid(
         self, found: list[recovery.Finding] | None, call: Call, out: Array, y_sums: Array | None
@@ -174,7 +174,7 @@ class Pooling(Maintained):
         """Pool some bags of a call again, rows of the overlay in place: findings, outputs, their sums."""
         index, starts, factors = requests.select(numbers, call.indices, call.offsets, call.weights)
         table, index = self._redundancy.readable(index)
-        again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.empty(len(numbers), np.uint32)
+        again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.zeros(len(numbers), np.uint32)
         counts = None if call.lengths is None else call.lengths[numbers]
         how = (call.level, call.limit.kind, call.limit.value, self.mode == "mean", 1)
         growth = call.limit.growth
@@ -186,54 +186,39 @@ class Pooling(Maintained):
 
 
 class _Bags:
-    """Bags whose checks disagreed: their rows restored, and computed again with every other bag that reads a bad row."""
+    """Bags whose checks disagreed: the rows that they read are restored, and all are pooled again."""
 
-    def __init__(
-        self,
-        operator: str,
-        bag: Pooling,
-        call: Call,
-        out: Array,
-        y_sums: Array | None,
-        found: list[recovery.Finding],
-    ) -> None:
+    def __init__(self, operator: str, bag: Pooling, call: Call, out: Array, y_sums: Array | None) -> None:
         self.operator = operator
         self._bag, self._call, self._out, self._y_sums = bag, call, out, y_sums
-        self._numbers = _bags_in_doubt(found, len(out))
-        self._stats: dict[int, Array] = {}  # residual, reference and magnitude of bags that only a threshold complained of
+        self._stats: Array | None = None  # residual, reference, magnitude of each bag, if only a threshold complained
 
     def repair(self) -> recovery.Repair:
-        # errors of a bad row may have cancelled in bags that no finding names
-        rows = np.unique(self._call.indices)
-        restored, touched, left = self._bag.mend_in_call(rows, self._call.mends)
-        if touched:
-            places = np.flatnonzero(np.isin(self._call.indices, touched))
-            readers = np.searchsorted(self._call.offsets, places, side="right") - 1
-            self._numbers = np.union1d(self._numbers, readers)
-        return recovery.Repair(restored, left)
+        return self._bag.mend_in_call(np.unique(self._call.indices), self._call.mends)
 
     def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
-        remaining, again, sums = self._bag.compute_again(kernels, self._numbers, self._call)
+        every = np.arange(len(self._out))
+        remaining, again, sums = self._bag.compute_again(kernels, every, self._call)
         sums_alone = remaining is not None and all(kind == recovery.SUM for _, kind, _, _ in remaining)
         if sums_alone and self._call.limit != requests.BOUND:
             # rounding is the same on every path, so that a false alarm of a threshold comes again: compare with the bound
-            stats = np.empty((len(self._numbers), 3))
+            self._stats = np.empty((len(every), 3))
             call = self._call._replace(limit=requests.BOUND)
-            remaining, again, sums = self._bag.compute_again(kernels, self._numbers, call, stats)
-            self._stats = dict(zip(self._numbers.tolist(), stats, strict=True))
+            remaining, again, sums = self._bag.compute_again(kernels, every, call, self._stats)
         return recovery.Attempt((again, sums), remaining or [])
 
     def is_rounding(self, finding: recovery.Finding, answer: recovery.Attempt) -> bool:
         bag, kind, residual, _ = finding
-        if kind != recovery.SUM or bag not in self._stats:
+        if kind != recovery.SUM or self._stats is None:
             return False
-        same = answer.outputs[0][np.searchsorted(self._numbers, bag)].tobytes() == self._out[bag].tobytes()
         there, _, magnitude = self._stats[bag]
+        same = answer.outputs[0][bag].tobytes() == self._out[bag].tobytes()
         return same and bool(abs(residual - there) <= SAME * magnitude)
 
     def accept(self, answer: recovery.Attempt) -> None:
-        again, sums = answer.outputs
-        _store(self._numbers, again, sums, self._out, self._y_sums)
+        self._out[...], sums = answer.outputs
+        if self._y_sums is not None:
+            self._y_sums[...] = sums
 
 
 def level_of(settings: _config.Settings) -> int:
@@ -254,10 +239,3 @@ def _store(numbers: Array, again: Array, sums: Array, out: Array, y_sums: Array 
     out[numbers] = again
     if y_sums is not None:
         y_sums[numbers] = sums
-
-
-def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:
-    # an output that isn't where it was stored may have hit another bag's
-    if len(found) >= MAX_FINDINGS or any(row < 0 or kind == recovery.OUTPUT for row, kind, _, _ in found):
-        return np.arange(count)
-    return np.unique([row for row, _, _, _ in found])
