@@ -293,6 +293,6 @@ def load(path: str | os.PathLike[str]) -> tuple[list[QuantizedLinear], list[Embe
             bags = [_load_bag(reader, t, header, dim) for t, header in enumerate(reader.header["tables"])]
         except ModelFileError:
             raise
-        except (IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ModelFileError(f"{reader.path}: what it holds makes no model ({error})") from None
     return bottom, bags, top

@@ -349,7 +349,9 @@ def test_a_frozen_layer_observes_nothing() -> None:
     given = sedq.QuantizedLinear(packed(), QParams(0.5, 10), QParams(2.0, 1))
     for layer in (sedq.QuantizedLinear.from_float(W.astype(np.float32)).observe(F32).freeze(), given):
         before = layer.input_qparams, layer.output_qparams
-        with pytest.raises(ValueError, match=r"^The layer is frozen.* before freeze\(\), or make a new layer with from_float\(\)"):
+        with pytest.raises(
+            ValueError, match=r"^The layer is frozen.* before freeze\(\), or make a new layer with from_float\(\)"
+        ):
             layer.observe(F32 * 2)
         assert (layer.input_qparams, layer.output_qparams) == before
 
