@@ -278,5 +278,5 @@ def test_a_struck_scale_is_not_saved(tmp_path: Any) -> None:
     params = made.top[1].input_qparams
     flip_scale(params, 51)
     object.__setattr__(params, "_sealed", b"")
-    with pytest.raises(sedq.SoftErrorDetected, match="top.0: .*not saved"):
+    with pytest.raises(sedq.SoftErrorDetected, match=r"top\.0: .*not saved"):
         made.save(tmp_path / "healed")
