@@ -1,4 +1,4 @@
-"""Files that would take much memory or are nested too deeply are refused, with the documented error, before they are read."""
+"""Files that would take much memory or are nested too deeply are refused before they are read, with the documented error."""
 
 from __future__ import annotations
 
