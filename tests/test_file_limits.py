@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 import sedq
+from helpers import calibrations
 from sedq import _archive, scrub
 from sedq.calibration import ThresholdCalibration
 from sedq.faults._log import Log
 from sedq.faults._worker import InvalidRun
 from sedq.faults.live.log import Log as LiveLog
 
+bag, calibrated = calibrations.bag, calibrations.calibrated  # fixtures
 LIMIT = 50 * 2**20  # bytes that a small file may take
 BOMB = 200 * 2**20
 DEPTHS = (200, 900, 960, 990, 100_000)  # below, about and beyond what Python can nest
@@ -182,3 +184,20 @@ def test_nested_lines_of_a_log(tmp_path: Path, log: type[Log], first: bool, dept
 def test_nested_calibrations(tmp_path: Path, depth: int) -> None:
     (tmp_path / "c").write_text('{"calibration": ' + nested(depth) + "}")
     refused(lambda: ThresholdCalibration.load(tmp_path / "c"), f"^{tmp_path / 'c'}: not a calibration")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bags_per_unit", 0.5), ("fpr_interval", [0.5]), ("fpr_interval", 3), ("method", None), ("samples", 2**63),
+     ("confidence", "x"), ("detectable_bits", {"output": 3}), ("pooling", [1]), ("magnitude", [10**400, 1]), ("rows", True)],
+)  # fmt: skip
+def test_calibrations_of_other_types(calibrated: ThresholdCalibration, tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "c"
+    calibrated.save(path)
+    assert ThresholdCalibration.load(path) == calibrated
+    document = json.loads(path.read_text())
+    body = document["calibration"]
+    (body["tables"][0] if name in body["tables"][0] else body)[name] = value
+    document["sha256"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(document))
+    refused(lambda: ThresholdCalibration.load(path), f"^{path}: not a calibration .*type.*")
