@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq import _validation, model_file
+from sedq._archive import Archive, shorten
 from sedq._core import _rows
 from sedq._files import replacing
 from sedq.embedding import layouts, repair
@@ -166,18 +167,12 @@ def _write(target: Path, header: dict[str, Any], arrays: dict[str, Any]) -> None
 
 def _companion(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
     """Read the companion of a table file; the archive has a CRC-32 for each part of it."""
-    name = os.fspath(path) + SUFFIX
-    with open(name, "rb") as stream:
-        try:
-            file = np.load(stream, allow_pickle=False)
-            header = json.loads(file["header"].tobytes())
-            arrays = {part: file[part] for part in PARTS}
-        except Exception as error:  # a damaged file makes zipfile raise nearly anything
-            raise ModelFileError(f"{name}: not the companion of a table, or a damaged one ({error})") from None
-    if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
-        got = f"got {header.get('format')!r} version {header.get('version')!r}"
-        raise ModelFileError(f"{name}: {got}, expected {FORMAT!r} version {VERSION}")
-    return header, arrays
+    with Archive(os.fspath(path) + SUFFIX) as file:
+        header = file.json_object("header", file.text("header"))
+        if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+            got = f"got {shorten(header.get('format'))} version {shorten(header.get('version'))}"
+            raise ModelFileError(f"{file.path}: {got}, expected {FORMAT!r} version {VERSION}")
+        return header, {part: file.raw(part) for part in PARTS}
 
 
 def open_table(path: str | os.PathLike[str], *, mode: Literal["sum", "mean"] = "sum") -> EmbeddingBag:
