@@ -269,7 +269,7 @@ def _load_bag(reader: Reader, number: int, header: dict[str, Any], dim: int) -> 
         blocks = -(-reader.shape(f"{name}.rows")[0] // _validation.integer("block", settings["block"], 1, 2**62))
         if reader.array(f"{name}.blocks").shape != (blocks, 32):
             raise ValueError(f"{name}.blocks: expected {blocks} of them")
-    return EmbeddingBag(
+    return EmbeddingBag._of(
         _load_rows(reader, f"{name}.rows", settings["bits"], settings["layout"], settings["dim"]),
         settings["mode"],
         RowSource(os.path.abspath(reader.path), number, reader.header["arrays"][f"{name}.rows"]["sha256"]),

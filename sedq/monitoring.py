@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 import sys
 import threading
 from collections import Counter, deque
@@ -22,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from sedq import _validation
+from sedq import _fork, _validation
 
 __all__ = ["Event", "Monitor", "count_checks", "count_repairs", "monitor", "record", "summary"]
 
@@ -123,7 +122,7 @@ class Monitor:
     repairs: Counter[str] = field(default_factory=Counter)
     detections: int = 0
     events: deque[Event] = field(default_factory=deque)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.RLock = field(default_factory=_fork.new_lock, repr=False)
 
     def __post_init__(self) -> None:
         self.max_events = _validation.integer("max_events", self.max_events, 1, sys.maxsize)
@@ -134,7 +133,7 @@ class Monitor:
             return {name: copy.copy(value) for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=_fork.new_lock())
 
     @property
     def total_checks(self) -> int:
@@ -201,7 +200,7 @@ class Monitor:
 
 _monitors: ContextVar[tuple[Monitor, ...]] = ContextVar("sedq_monitors", default=())
 _everywhere: tuple[Monitor, ...] = ()  # the monitors of all threads; replaced, never changed, so that readers need no lock
-_lock = threading.Lock()
+_lock = _fork.new_lock()
 
 
 def _in_force() -> tuple[Monitor, ...]:
@@ -253,18 +252,6 @@ def monitor(max_events: int = 1000, *, all_threads: bool = False) -> Iterator[Mo
         yield watcher
     finally:
         _monitors.reset(token)
-
-
-def _after_fork() -> None:
-    """Forget who held a lock: in a forked child that thread does not exist."""
-    global _lock
-    _lock = threading.Lock()
-    for watcher in _in_force():
-        watcher._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def count_checks(operator: str, checks: int) -> None:

@@ -179,7 +179,8 @@ def test_a_source_helps_where_parity_does_not() -> None:
     bag = made(parity=GROUP, keep_source=True)
     sound = bag._table.rows.copy()
     bag._table.rows[[3, 8], 0] ^= 1
-    assert bag.scrub().reloaded == [3, 8]
+    report = bag.scrub()
+    assert (report.reloaded, report.rebuilt, report.left) == ([3], [8], []), "the other of the group is no longer in doubt"
     # a row that the source doesn't know is rebuilt once the source has restored the other
     bag.update_rows([3], np.full((1, DIM), 2, np.float32))
     sound[3] = bag._table.rows[3]
@@ -293,7 +294,7 @@ def test_a_table_that_is_only_read_is_never_written_to() -> None:
 
 
 @FORMATS
-def test_redundancy_that_rotted_is_made_anew(kind: str, bits: int, layout: str) -> None:
+def test_redundancy_that_rotted_is_reported_and_made_anew_on_request(kind: str, bits: int, layout: str) -> None:
     bag = made(kind, bits, layout, locate=True, parity=GROUP)
     kept = bag._redundancy
     assert kept.locator is not None
@@ -314,6 +315,9 @@ def test_redundancy_that_rotted_is_made_anew(kind: str, bits: int, layout: str) 
         "parity of group 1",
         "parity of group 4",
     ]
+    assert not same([kept.locator.syndromes, kept.parity.rows, kept.parity.crc], sound), "a scrub writes no redundancy"
+    made_anew = bag.rebuild_redundancy([1, 3, 9])
+    assert (sorted(made_anew.rebuilt), made_anew.refused) == (sorted(stale), [])
     assert same([kept.locator.syndromes, kept.parity.rows, kept.parity.crc], sound)
 
 

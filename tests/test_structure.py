@@ -35,6 +35,7 @@ LAYERS = (
         "_validation",
         "_config",
         "_files",
+        "_fork",
         "_sealed",
         "exceptions",
         "_info",

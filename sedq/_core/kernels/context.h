@@ -77,7 +77,7 @@ typedef uint32_t (*sedq_sum_fn)(const void *p, int64_t rows, int64_t n, int64_t 
 
 /* An embedding table, in rows of ours or in someone else's layout. A row is `code_bytes` bytes of codes, of `bits` bits
  * each, the first in the low bits of a byte; two 32-bit words; and a 64-bit digest,
- *     sum of the bytes of the codes << 40 | (word 0 + word 1 + row number).
+ *     sum of the bytes of the codes << 40 | (word 0 + word 1 + row number + 1).
  *
  *   bits    word 0                              word 1
  *   8       float32 scale                       float32 bias
