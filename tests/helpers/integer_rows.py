@@ -110,8 +110,10 @@ class Form:
     def digest(self, tail: Array, number: ArrayLike) -> Array:
         """D of tails (n, 4) uint32 of the segments of these numbers."""
         words = [np.asarray(v, np.uint64) for v in (*tail[:, :3].T, number)]
-        total = sum(np.uint64(k) * v % np.uint64(P) for k, v in zip(self.constants[:4], words, strict=True))
-        return (total + np.uint64(self.constants[4])) % np.uint64(P)
+        made = np.full(len(tail), self.constants[4], np.uint64)
+        for k, v in zip(self.constants[:4], words, strict=True):
+            made = (made + np.uint64(k) * v % np.uint64(P)) % np.uint64(P)
+        return made
 
 
 # --- rows ---
