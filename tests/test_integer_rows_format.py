@@ -231,6 +231,23 @@ def test_constants(bits: int) -> None:
     assert len(seen) == 3 * 6 * 3 * 5
 
 
+def test_constants_are_drawn_again_where_two_flips_would_cancel() -> None:
+    """The first a, b, c of this identity, 2135171936, 3521520457, 3489660924: two bits of different words would cancel."""
+    table = FROZEN["drawn_again"]
+    form = form_of(table)
+    assert form == vectors.DRAWN_AGAIN
+    assert [f"{k:08x}" for k in form.constants] == table["constants"]
+    powers = [sign * 2**i for i in range(32) for sign in (1, -1)]
+
+    def cancel(*factors: int) -> bool:
+        return any(
+            (x * f - y * g) % ir.P == 0 for f, g in itertools.combinations(factors, 2) for x in powers for y in powers
+        )
+
+    assert cancel(1, 2135171936, 3521520457, 3489660924)
+    assert not cancel(1, *form.constants[:3])
+
+
 # --- damage ---
 
 
