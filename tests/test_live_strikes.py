@@ -16,17 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from helpers.tracing import (
-    general_registers,
-    go_on_to,
-    kernel,
-    needs_ptrace,
-    run_to_address,
-    session,
-    step,
-    stop_at,
-)
-from sedq._core import _dispatch, _gemm, _ptrace
+from helpers.tracing import go_on_to, kernel, needs_ptrace, session, stop_at
+from sedq._core import _gemm, _ptrace
 from sedq.faults import live
 from sedq.faults.live import protocol, symbols, targets
 from sedq.faults.live.session import Session
@@ -34,7 +25,6 @@ from sedq.faults.live.strikes import FLAG_BITS, NOTHING, Strike, Trial, draw, re
 
 # argument registers of the System V ABI, in order, as numbers
 RDI, RSI, RDX, RCX, R8, R9, R11 = 5, 4, 3, 2, 8, 9, 11
-RSP = 7
 
 
 @pytest.fixture(scope="module")
@@ -201,68 +191,6 @@ def test_a_bag_of_other_rows_is_detected(
         trial = strike_at(s, kernel(s, "bag"), *strike)
         assert f"{trial.outcome} {trial.check}" == expected
         assert trial.beyond == (strike[0] == "general")
-
-
-def uses(s: Session, function: str, sought: Callable[[int], bool]) -> dict[tuple[int, int], int]:
-    """Instructions of a stopped function's call at which a register holds a value that is sought.
-
-    Keys are address and register. Values tell how often the call had met the address before, the last of those times.
-    """
-    met: Counter[int] = Counter()
-    found: dict[tuple[int, int], int] = {}
-    bottom = general_registers(s)[RSP]
-    while (registers := general_registers(s))[RSP] <= bottom:
-        pc = s.worker().pc()
-        for register in range(16):
-            if register != RSP and sought(registers[register]):
-                found[pc, register] = met[pc]
-        met[pc] += 1
-        step(s)
-    s._discard()
-    image = next(i for i in s.images if any(function == i.function(start) for start in i._starts))
-    return {
-        (pc, register): times
-        for (pc, register), times in found.items()
-        if image.low <= pc < image.high and image.function(pc - image.base) == function
-    }
-
-
-@needs_ptrace
-@pytest.mark.parametrize("struck", ["pointer to accumulators", "pointer to row sums", "row sum"])
-@pytest.mark.parametrize("isa", [isa for isa in _dispatch.available() if isa != "reference"])
-def test_no_register_of_the_epilogue_that_leads_to_other_rows_goes_unseen(
-    isa: str, struck: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Accumulators or row sums are those of a neighbouring row from any one instruction on.
-
-    It is an instruction of the last row of a tile: there is no later row whose sum would tell.
-    """
-    monkeypatch.setenv("SEDQ_ISA", isa)
-    with session("qlinear", "exact") as s:
-        function = kernel(s, "store_u8")
-        stop_at(s, function)
-        arguments = general_registers(s)
-        if struck == "pointer to accumulators":
-            first, size = arguments[RDX], 4 * 64
-        else:
-            first, size = arguments[RCX], 4
-        rows = arguments[RDI]
-        pointers = range(first, first + rows * size)
-        sums = np.frombuffer(s.read(arguments[RCX], rows * 4), np.uint32).tolist()
-        places = uses(s, function, sums.__contains__ if struck == "row sum" else pointers.__contains__)
-        bit = 9 if struck == "row sum" else size.bit_length() - 1
-        outcomes: Counter[str] = Counter()
-        for (pc, register), times in places.items():
-            image, entry = stop_at(s, function)
-            if pc != entry:
-                run_to_address(s, pc, s.worker().resume)
-            for _ in range(times):
-                step(s)
-                run_to_address(s, pc, s.worker().resume)
-            trial = s.struck(Strike(0, "general", register, bit, ()), 1, image, pc)
-            assert trial.outcome != "missed", (hex(trial.pc), register)
-            outcomes[trial.outcome] += 1
-    assert outcomes["detected"] > 0
 
 
 def stack_of(s: Session) -> tuple[int, NDArray[np.uint64]]:

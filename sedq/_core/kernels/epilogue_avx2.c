@@ -95,7 +95,8 @@ INLINE __m256i opaque(__m256i x)
     return x;
 }
 
-/* 8 accumulators. Hidden from the compiler, which else loads them once for their sum and again for the outputs: a pointer struck
+/* 8 accumulators. Hidden from the compiler, which else loads them once for their sum and again for the outputs: a pointer
+ * struck
  * between the two loads would give outputs of accumulators that nobody summed. */
 INLINE __m256i load_once(const int32_t *acc)
 {
