@@ -96,8 +96,7 @@ INLINE __m256i opaque(__m256i x)
 }
 
 /* 8 accumulators. Hidden from the compiler, which else loads them once for their sum and again for the outputs: a pointer
- * struck
- * between the two loads would give outputs of accumulators that nobody summed. */
+ * struck between the two loads would give outputs of accumulators that nobody summed. */
 INLINE __m256i load_once(const int32_t *acc)
 {
     return opaque(_mm256_load_si256((const __m256i *)acc));
