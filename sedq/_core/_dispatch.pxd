@@ -29,6 +29,8 @@ cdef extern from "kernels/context.h" nogil:
         uint32_t (*acc)[16]
         uint32_t (*out)[16]
         uint32_t params[16]
+        const uint32_t *row_sums
+        uint32_t row_sums_differ
         uint32_t twice
 
     ctypedef struct sedq_table:

@@ -41,14 +41,16 @@ static inline uint32_t sedq_scalar_bits(const sedq_epilogue *e)
     return low + high + (uint32_t)e->y_zp;
 }
 
-/* Running sums of one tile's rows, 16 lanes each so that nothing is reduced in the
+/* What is known of one tile. Running sums of its rows, 16 lanes each so that nothing is reduced in the
  * loops: acc[r] of accumulators, out[r] of what was stored (bytes, or 32-bit words),
  * both modulo 2^32. params sums the column parameters as they were loaded. */
 typedef struct {
     uint32_t (*acc)[16];
     uint32_t (*out)[16];
     uint32_t params[16];
-    uint32_t twice; /* check full: not 0 if the two computations of the epilogue differ */
+    const uint32_t *row_sums; /* the same that the epilogue is given, to be found by another pointer */
+    uint32_t row_sums_differ; /* not 0 if a row sum that weight zero points multiplied isn't the one found there */
+    uint32_t twice;           /* check full: not 0 if the two computations of the epilogue differ */
 } sedq_tile_sums;
 
 /* tile[r * SEDQ_NR + j] = sum_k a[r * lda + k] * b[k][j] for r < rows <= mr and j < width
