@@ -111,7 +111,7 @@ class _Member(NamedTuple):
 
 
 class Archive:
-    """A file of arrays, none of them compressed.
+    """A file of arrays, none of them compressed. `kind` says in messages what the file should be.
 
     Raises
     ------
@@ -121,8 +121,8 @@ class Archive:
         If the file can't be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str], kind: str = "a model file") -> None:
+        self.path, self._kind = os.fspath(path), kind
         self._stream = open(self.path, "rb")  # noqa: SIM115 - closed by __exit__, and here if the file is not a model
         try:
             self._file = self._open()
@@ -140,11 +140,11 @@ class Archive:
         try:
             file = zipfile.ZipFile(self._stream)
         except Exception as error:  # a damaged file makes zipfile raise nearly anything
-            raise ModelFileError(f"{self.path}: not a model file, or a truncated one ({error})") from None
+            raise ModelFileError(f"{self.path}: not {self._kind}, or a damaged one ({error})") from None
         total, names = 0, set()
         for info in file.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-                raise ModelFileError(f"{self.path}: {info.filename} is compressed, which no model file is")
+                raise ModelFileError(f"{self.path}: {info.filename} is compressed, which {self._kind} never is")
             if info.filename in names:
                 raise ModelFileError(f"{self.path}: there are two of {info.filename}")
             names.add(info.filename)

@@ -170,7 +170,7 @@ def _write(target: Path, header: dict[str, Any], arrays: dict[str, Any]) -> None
 
 def _companion(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
     """Read the companion of a table file; the archive has a CRC-32 for each part of it."""
-    with Archive(os.fspath(path) + SUFFIX) as file:
+    with Archive(os.fspath(path) + SUFFIX, "the companion of a table") as file:
         header = file.json_object("header", file.text("header"))
         if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
             got = f"got {shorten(header.get('format'))} version {shorten(header.get('version'))}"

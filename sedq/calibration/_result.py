@@ -8,9 +8,8 @@ import math
 import os
 import sys
 import warnings
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_type_hints
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,6 +19,7 @@ from sedq._files import replacing
 from sedq.calibration._samples import TableSamples, collect, table_digest, units_of
 from sedq.calibration._scale import limits
 from sedq.calibration._tail import Tail, probability_of, rate_interval
+from sedq.calibration._types import fits
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import CalibrationWarning, ModelFileError
@@ -366,8 +366,7 @@ class ThresholdCalibration:
             if _digest(body) != document["sha256"]:
                 raise ValueError("it does not fit its digest")
             made = cls(**_typed(body))
-            wrong = [name for name, kind in get_type_hints(cls).items() if not _fits(getattr(made, name), kind)]
-            if wrong:
+            if wrong := [name for name, kind in get_type_hints(cls).items() if not fits(getattr(made, name), kind)]:
                 raise ValueError(f"of another type than it was saved with: {', '.join(wrong)}")
             return made
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -395,27 +394,6 @@ def _typed(body: dict[str, Any]) -> dict[str, Any]:
     made["tables"] = tuple(TableRange(**{k: _tuples(v) for k, v in table.items()}) for table in body["tables"])
     made["detectable_bits"] = {k: _tuples(v) for k, v in body["detectable_bits"].items()}
     return made
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value that was read is of the type that its attribute is declared with."""
-    origin, kinds = get_origin(kind), get_args(kind)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        each = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        return len(each) == len(value) and all(map(_fits, value, each))
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(v, kinds[1]) for v in value.values())
-    if origin is UnionType:
-        return any(_fits(value, k) for k in kinds)
-    if origin is not None:
-        return isinstance(value, origin)
-    if type(value) is int:
-        return kind in (int, float) and abs(value) < 2**63
-    if is_dataclass(kind):
-        return type(value) is kind and all(_fits(getattr(value, n), k) for n, k in get_type_hints(kind).items())
-    return type(value) is kind
 
 
 def _tuples(value: Any) -> Any:
