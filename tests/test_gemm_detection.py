@@ -6,46 +6,15 @@ Each corruption is shown to matter with the check off, where it goes unnoticed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
 import sedq
+from helpers.products import LEVELS, QPARAMS, bits_of, checked, flipped, operands, watched
 from sedq import _config, faults, linear, recovery, reference
 from sedq._core import _dispatch, _gemm, _packing
-
-LEVELS = {"exact": 1, "full": 2}
-checked = pytest.mark.parametrize("check", LEVELS)
-QPARAMS = {"x_scale": 0.02, "x_zero_point": 5, "y_scale": 3.0, "y_zero_point": 128}
-
-
-def operands(rng: np.random.Generator, m: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return rng.integers(1, 256, (m, k), dtype=np.uint8), rng.integers(-128, 128, (n, k), dtype=np.int8)
-
-
-def watched(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, list[sedq.Event]]:
-    with sedq.monitor() as m:
-        y = call()
-    assert m.detections == len(m.events)
-    return y, list(m.events)
-
-
-@contextmanager
-def flipped(array: np.ndarray, byte: int, bit: int) -> Iterator[None]:
-    faults.flip_bit(array, byte, bit)
-    try:
-        yield
-    finally:
-        faults.flip_bit(array, byte, bit)
-
-
-def bits_of(array: np.ndarray) -> list[tuple[int, int]]:
-    return [(byte, bit) for byte in range(array.nbytes) for bit in range(8)]
-
-
-# ---- accumulators
 
 
 def struck_tiles(m: int, n: int, mr: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -255,70 +224,6 @@ def test_partial_sums_of_two_threads(kernels: _dispatch.Context, rng: np.random.
     y, events = watched(lambda: sedq.matmul_integer(x, packed, num_threads=2))
     assert len(events) == min(m, 64)
     np.testing.assert_array_equal(y, expected)
-
-
-# ---- parameters of the columns
-
-
-def linear_call(
-    kernels: _dispatch.Context, packed: sedq.PackedWeights, epilogue: _packing.Epilogue, x: np.ndarray, level: int
-) -> tuple[np.ndarray, set[str]]:
-    """Output and kinds of findings of the compiled loop."""
-    y = np.empty((len(x), packed.shape[0]), epilogue.dtype)
-    found = _gemm.linear(kernels, packed._core, epilogue, x, y, level, 1)
-    return y, {recovery.KINDS[kind] for _, kind, _, _ in found or ()}
-
-
-@checked
-@pytest.mark.parametrize("output", ["int32", "uint8", "float32"])
-@pytest.mark.parametrize("zero_point", [0, -3])
-def test_every_bit_of_the_parameters(
-    kernels: _dispatch.Context, rng: np.random.Generator, check: str, output: str, zero_point: int
-) -> None:
-    n = 18
-    x, w = operands(rng, 2, n, 5)
-    packed = sedq.pack_weights(w, rng.uniform(0.01, 0.02, n), zero_point, rng.normal(size=n))
-    key = (0.02, 5, 0.1 if output == "uint8" else None, 128 if output == "uint8" else 0, False)
-    epilogue = packed.integer_epilogue(5) if output == "int32" else packed.epilogue(*key, cache=False)
-    expected, found = linear_call(kernels, packed, epilogue, x, LEVELS[check])
-    assert found == set()
-    struck = [epilogue.col_term, epilogue.w_zp, epilogue.bias, epilogue.mult]
-    struck = [a for a in struck if a is not None]
-    assert len(struck) == (1 if output == "int32" else 3) + bool(zero_point)
-    for a in struck:
-        changed = 0
-        for byte, bit in bits_of(a[:n]):
-            with flipped(a, byte, bit):
-                y, found = linear_call(kernels, packed, epilogue, x, 0)
-                assert found == set()
-                changed += not np.array_equal(y, expected, equal_nan=output == "float32")
-                _, found = linear_call(kernels, packed, epilogue, x, LEVELS[check])
-                assert found == {"parameters"}
-        assert changed > n, "the flips matter"
-    for byte, bit in bits_of(epilogue.digest):
-        with flipped(epilogue.digest, byte, bit):
-            assert linear_call(kernels, packed, epilogue, x, LEVELS[check])[1] == {"parameters"}
-
-
-@checked
-@pytest.mark.parametrize("name", ["col_term", "w_zp", "bias", "mult", "digest"])
-def test_corrupted_parameters_are_derived_again(
-    kernels: _dispatch.Context, rng: np.random.Generator, check: str, name: str
-) -> None:
-    x, w = operands(rng, 9, 100, 30)
-    packed = sedq.pack_weights(w, 0.01, 7, rng.normal(size=100))
-    expected = sedq.qlinear(x, packed, **QPARAMS)
-    (epilogue,) = packed._epilogues.values()
-    faults.flip_bit(getattr(epilogue, name), 3, 6)
-    silent, events = watched(lambda: sedq.qlinear(x, packed, **QPARAMS, check="off"))
-    assert events == []
-    assert np.array_equal(silent, expected) == (name == "digest")
-    y, events = watched(lambda: sedq.qlinear(x, packed, **QPARAMS, check=check))
-    np.testing.assert_array_equal(y, expected)
-    assert {(e.kind, e.rung, e.verdict, e.detail) for e in events} == {
-        ("parameters", "heal", "memory", "parameters derived again")
-    }
-    assert watched(lambda: sedq.qlinear(x, packed, **QPARAMS, check=check))[1] == []
 
 
 # ---- chained sums of rows

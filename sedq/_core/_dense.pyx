@@ -1,18 +1,26 @@
 """The float operators between the quantised ones: quantisation of rows, and the dot interaction.
 
-Both are small, so both are simply computed twice and compared bit for bit. What they read is compared with the sums that
-its writer took, and what they write is summed for its reader, and read back in the end.
+Both are small, so both are computed twice, the second time in other lanes and by other instructions: a fault that sticks to
+a lane or an instruction doesn't repeat itself. The codes as stored are compared with what the second computation says they
+must be. What is read is compared with the sums that its writer took, and what is written is summed for its reader, and read
+back in the end.
+
+::
+
+    x of a request -> first vector, dot products -> quantize ---------------------------> codes
+         |                                                                                  |
+         '-> lanes rotated by one -> the same, factors and lanes having changed places -> same_codes
 """
 
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 import numpy as np
 
 from sedq._core._dispatch cimport (
     SEDQ_BAD_COUNT, SEDQ_BAD_INPUT, SEDQ_BAD_OUTPUT, SEDQ_BAD_REPEAT, Context, findings_list, sedq_context, sedq_findings,
-    sedq_report, threads_for)
+    sedq_report, sedq_rotate_lanes, threads_for)
 
 
 cdef extern from "views.h":
@@ -33,10 +41,15 @@ cdef struct Job:
     int check
     const uint32_t *x_sums               # rows x features
     uint32_t *y_sums
-    float *values                        # per task: 2 x width floats
-    uint8_t *codes                       # per task: width bytes
+    float *values                        # per task `room` floats: what is quantised, twice, and a copy of a request
+    int64_t room
     sedq_findings *found
     int64_t nan_row
+
+
+cdef inline int64_t padded(int64_t dim) noexcept nogil:
+    """Elements of whole blocks of 16."""
+    return (dim + 15) // 16 * 16
 
 
 cdef void check_inputs(const Job *job, int64_t i) noexcept nogil:
@@ -51,36 +64,50 @@ cdef void check_inputs(const Job *job, int64_t i) noexcept nogil:
         sedq_report(job.found, i, SEDQ_BAD_INPUT, <int32_t>(got - expected), 0)
 
 
-cdef void interact(const Job *job, int64_t i, float *values) noexcept nogil:
-    """[first feature, pairwise dot products] of request i; for one feature, just that."""
+cdef const float *interact(const Job *job, int64_t i, float *values) noexcept nogil:
+    """[first vector, pairwise dot products] of request i; of one vector, just that."""
     cdef const float *t = job.x + i * job.features * job.dim
+    if job.features == 1:
+        return t
     memcpy(values, t, job.dim * sizeof(float))
-    job.c.dots(t, job.features, job.dim, values + job.dim)
+    job.c.dots(t, job.features, job.dim, 0, values + job.dim)
+    return values
 
 
-cdef int run_row(Job *job, int64_t i, float *values, uint8_t *codes) noexcept nogil:
+cdef const float *interact_again(const Job *job, int64_t i, float *values) noexcept nogil:
+    """The same in other lanes, equal but for signs of zeros, which codes don't have."""
+    cdef const float *t = job.x + i * job.features * job.dim
+    cdef float *again = values + job.width
+    cdef float *rotated = again + job.width
+    if job.features == 1:
+        return t
+    memcpy(again, t, job.dim * sizeof(float))
+    sedq_rotate_lanes(t, job.features, job.dim, rotated)
+    job.c.dots(rotated, job.features, padded(job.dim), 1, again + job.dim)
+    return again
+
+
+cdef int run_row(Job *job, int64_t i, float *values) noexcept nogil:
     """Request i; 1 if a value is NaN."""
     cdef uint8_t *out = job.out + i * job.width
-    cdef float *again = values + job.width
-    cdef int nan
-    interact(job, i, values)
-    nan = job.c.quantize(values, job.width, job.inverse_scale, job.zero_point, out)
+    cdef uint32_t total
+    cdef int nan, again
+    nan = job.c.quantize(interact(job, i, values), job.width, job.inverse_scale, job.zero_point, out)
     if not job.check:
         return nan
     check_inputs(job, i)
-    interact(job, i, again)
-    job.c.quantize(again, job.width, job.inverse_scale, job.zero_point, codes)
-    if memcmp(values, again, job.width * sizeof(float)) or memcmp(out, codes, job.width):
+    again = job.c.same_codes(interact_again(job, i, values), job.width, job.inverse_scale, job.zero_point, out, &total)
+    if again != 2 * nan:
         sedq_report(job.found, i, SEDQ_BAD_REPEAT, 0, 0)
     if job.y_sums != NULL:
-        job.y_sums[i] = job.c.sum_u8(codes, 1, job.width, job.width)
+        job.y_sums[i] = total
     return nan
 
 
 cdef int64_t run_rows(Job *job, int64_t task, int64_t i0, int64_t i1) noexcept nogil:
     cdef int64_t i, done = 0
     for i in range(i0, i1):
-        if run_row(job, i, job.values + task * 2 * job.width, job.codes + task * job.width):
+        if run_row(job, i, job.values + task * job.room):
             job.nan_row = i
         done += 1
     return done
@@ -119,7 +146,6 @@ def interact_quantize(Context context, const float[:, :, ::1] x, scale, zero_poi
     cdef Job job
     cdef sedq_findings found
     cdef float[::1] values
-    cdef uint8_t[::1] codes
     cdef int threads
     cdef int64_t t, tasks, done = 0
     job.c, job.rows, job.features, job.dim = &context.c, x.shape[0], x.shape[1], x.shape[2]
@@ -140,9 +166,9 @@ def interact_quantize(Context context, const float[:, :, ::1] x, scale, zero_poi
     found.count = 0
     threads = threads_for(num_threads, job.rows * job.features * job.features * job.dim // 8)
     tasks = threads
-    values = np.empty(tasks * 2 * job.width, dtype=np.float32)
-    codes = np.empty(tasks * job.width, dtype=np.uint8)
-    job.values, job.codes = &values[0], &codes[0]
+    job.room = 0 if job.features == 1 else 2 * job.width + job.features * padded(job.dim)
+    values = np.empty(tasks * max(1, job.room), dtype=np.float32)
+    job.values = &values[0]
     if tasks == 1:
         with nogil:
             done = run_rows(&job, 0, 0, job.rows)

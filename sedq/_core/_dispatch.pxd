@@ -25,13 +25,18 @@ cdef extern from "kernels/context.h" nogil:
         float low, high
         int32_t y_zp
 
+    uint32_t sedq_scalar_digest(float low, float high, int32_t y_zp)
+
     ctypedef struct sedq_tile_sums:
         uint32_t (*acc)[16]
         uint32_t (*out)[16]
-        uint32_t params[16]
+        uint64_t params[8]
+        uint64_t scalars
         const uint32_t *row_sums
         uint32_t row_sums_differ
         uint32_t twice
+
+    void sedq_rotate_lanes(const float *source, int64_t vectors, int64_t dim, float *to)
 
     ctypedef struct sedq_table:
         const uint8_t *rows
@@ -64,11 +69,14 @@ cdef extern from "kernels/context.h" nogil:
         sedq_store_fn store_i32, store_u8, store_f32
         sedq_sum_fn sum_u8, sum_words
         sedq_bag_fn bag[6]
+        void (*bag_again)(const sedq_table *, const void *, int, const float *, int64_t, int64_t, float,
+                          float *) noexcept nogil
         void (*digests)(const sedq_table *, int64_t, int64_t, uint64_t *) noexcept nogil
         int64_t (*scan)(const sedq_table *, int64_t, int64_t) noexcept nogil
         int64_t (*range)(const void *, int, int64_t, int64_t) noexcept nogil
         int (*quantize)(const float *, int64_t, float, int32_t, uint8_t *) noexcept nogil
-        void (*dots)(const float *, int64_t, int64_t, float *) noexcept nogil
+        int (*same_codes)(const float *, int64_t, float, int32_t, const uint8_t *, uint32_t *) noexcept nogil
+        void (*dots)(const float *, int64_t, int64_t, int, float *) noexcept nogil
         int (*leaves_out)() noexcept nogil
 
 

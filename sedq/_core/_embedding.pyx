@@ -19,7 +19,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cython.parallel cimport prange
 from libc.math cimport fabs, isfinite
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from sedq._core._dispatch cimport (
     SEDQ_BAD_COUNT, SEDQ_BAD_DIGEST, SEDQ_BAD_OUTPUT, SEDQ_BAD_REPEAT, SEDQ_BAD_SUM, Context, findings_list,
     sedq_bag_sums, sedq_findings, sedq_report, threads_for)
 from sedq._core._limits cimport limit_of, may_overflow
+from sedq._core._parts cimport add_parts, add_parts_again
 from sedq._core._rows cimport Table
 
 from sedq._core._rows import MAX_CODE_BYTES, bad_in_range, bad_rows, digests_of, row_bytes  # no-cython-lint
@@ -129,54 +130,34 @@ cdef bint is_long(const Job *job, int64_t b) noexcept nogil:
     return job.offsets[b + 1] - job.offsets[b] > ROWS_OF_PART
 
 
-cdef void pool_part(const Job *job, int64_t b, int64_t part, int check) noexcept nogil:
+cdef void pool_part(const Job *job, int64_t b, int64_t part, int check, bint again) noexcept nogil:
     cdef int64_t begin = job.offsets[b] + part * ROWS_OF_PART, end = min(begin + ROWS_OF_PART, job.offsets[b + 1])
-    job.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, 1, job.parts + part * job.t.dim,
-            check, job.part_sums + part)
-
-
-cdef void add_parts(const Job *job, int64_t parts, float divisor, float *out, sedq_bag_sums *s) noexcept nogil:
-    """Outputs and sums of a bag from those of its parts, in order."""
-    cdef int64_t j, p, dim = job.t.dim
-    cdef uint32_t bits
-    cdef float y
-    cdef double pooled = 0
-    s.codes = s.params = s.rows = s.weights = s.out_bits = 0
-    s.reference = s.magnitude = 0
-    for p in range(parts):
-        # a difference of 64 bits that isn't 0 must not cancel with another part's
-        s.codes |= job.part_sums[p].codes
-        s.params |= job.part_sums[p].params
-        s.rows += job.part_sums[p].rows
-        s.weights += job.part_sums[p].weights
-        s.reference += job.part_sums[p].reference
-        s.magnitude += job.part_sums[p].magnitude
-    for j in range(dim):
-        y = job.parts[j]
-        for p in range(1, parts):
-            y = y + job.parts[p * dim + j]
-        y = y / divisor
-        memcpy(&bits, &y, sizeof(bits))
-        s.out_bits += bits
-        pooled += y
-        out[j] = y
-    s.pooled = pooled
+    cdef float *out = job.parts + part * job.t.dim
+    if again:
+        job.c.bag_again(job.t, job.indices, job.index_bytes, job.weights, begin, end, 1, out)
+    else:
+        job.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, 1, out, check,
+                job.part_sums + part)
 
 
 cdef void pool_long(const Job *job, int64_t b, int check, int threads, float *out, sedq_bag_sums *sums) noexcept nogil:
+    """Outputs of a bag, and its sums; without sums, as of the second accumulation, another way."""
     cdef int64_t p, parts = (job.offsets[b + 1] - job.offsets[b] + ROWS_OF_PART - 1) // ROWS_OF_PART
     if threads == 1:
         for p in range(parts):
-            pool_part(job, b, p, check)
+            pool_part(job, b, p, check, sums == NULL)
     else:
         for p in prange(parts, num_threads=threads, schedule="dynamic"):
-            pool_part(job, b, p, check)
-    add_parts(job, parts, divisor_of(job, b), out, sums)
+            pool_part(job, b, p, check, sums == NULL)
+    if sums == NULL:
+        add_parts_again(job, parts, divisor_of(job, b), out)
+    else:
+        add_parts(job, parts, divisor_of(job, b), out, sums)
 
 
 cdef int64_t run_long(const Job *job, int threads) noexcept nogil:
     """The bags of more rows than a part, one after the other; the number verified."""
-    cdef sedq_bag_sums sums, again
+    cdef sedq_bag_sums sums
     cdef int64_t b, verified = 0
     cdef float *out
     for b in range(job.bags):
@@ -190,7 +171,7 @@ cdef int64_t run_long(const Job *job, int threads) noexcept nogil:
             verify_request(job, b, b + 1, sums.rows, sums.weights)
             verify_bag(job, b, job.offsets[b + 1] - job.offsets[b], &sums)
         if job.check & TWICE:
-            pool_long(job, b, 0, threads, job.scratch, &again)
+            pool_long(job, b, 0, threads, job.scratch, NULL)
             if memcmp(out, job.scratch, job.t.dim * sizeof(float)):
                 sedq_report(job.found, b, SEDQ_BAD_REPEAT, 0, 0)
     return verified
@@ -198,7 +179,7 @@ cdef int64_t run_long(const Job *job, int threads) noexcept nogil:
 
 cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) noexcept nogil:
     """Bags b0 .. b1, at most CHUNK; the number verified."""
-    cdef sedq_bag_sums sums, again
+    cdef sedq_bag_sums sums
     cdef uint32_t bits[CHUNK]
     cdef uint32_t total = 0
     cdef uint64_t rows = 0, weights = 0
@@ -225,8 +206,8 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
             weights += sums.weights
             verify_bag(job, b, end - begin, &sums)
         if job.check & TWICE:
-            job.bag(job.t, job.indices, job.index_bytes, job.weights, begin, end, job.total, divisor,
-                    job.scratch + chunk * dim, 0, &again)
+            job.c.bag_again(job.t, job.indices, job.index_bytes, job.weights, begin, end, divisor_of(job, b),
+                            job.scratch + chunk * dim)
             if memcmp(out, job.scratch + chunk * dim, dim * sizeof(float)):
                 sedq_report(job.found, b, SEDQ_BAD_REPEAT, 0, 0)
     if not job.check:

@@ -16,19 +16,20 @@
         v
     out (M, N) int32, uint8 or float32, and what was found wrong
 
-All sums are modulo 2^32: both sides of a comparison are the same function of the same integers, so that a run without a
-fault cannot disagree, even when C itself wraps.
+Sums of accumulators and outputs are modulo 2^32: both sides of a comparison are the same function of the same integers, so
+that a run without a fault cannot disagree, even when C itself wraps. Sums of parameters have 64 bits: a word that all panels
+load, or a stuck lane, is counted often, and must not cancel.
 """
 
 from cython.parallel cimport prange
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from sedq._core._dispatch cimport (
     SEDQ_BAD_ACCUMULATOR, SEDQ_BAD_COUNT, SEDQ_BAD_EPILOGUE, SEDQ_BAD_INPUT, SEDQ_BAD_OUTPUT, SEDQ_BAD_PARAMETERS,
     SEDQ_CHECK_EXACT, SEDQ_CHECK_FULL, SEDQ_CHECK_OFF, SEDQ_NR, Context, findings_list, sedq_context, sedq_epilogue,
     sedq_findings, sedq_report, sedq_store_fn, sedq_sum_fn, sedq_tile_sums, threads_for)
-from sedq._core._packing cimport OUT_F32, OUT_U8, Epilogue, PackedB, panel_width, round_up
+from sedq._core._packing cimport OUT_F32, OUT_U8, Columns, Epilogue, PackedB, panel_width, round_up
 
 
 cdef extern from "views.h":
@@ -59,7 +60,8 @@ cdef struct Job:
     const int8_t *digit
     int ndigits, check
     const sedq_epilogue *e
-    const uint32_t *panel_digest
+    const uint64_t *panel_digest
+    uint32_t scalar_digest
     sedq_store_fn store
     sedq_sum_fn sum_out
     char *out
@@ -108,8 +110,8 @@ cdef void multiply_tile(const Job *job, int64_t i, int nrows, int64_t p0, int64_
     cdef int32_t *scratch = <int32_t *>((<size_t>tile + 63) & ~<size_t>63)
     cdef sedq_epilogue e = job.e[0]
     cdef int64_t p, column
-    cdef uint32_t expected = 0, params
-    cdef int check = 0 if job.check == MOD127 else job.check
+    cdef uint64_t expected = 0, params = 0, scalars = 0
+    cdef int lane, check = 0 if job.check == MOD127 else job.check
     for p in range(p0, p1):
         column = p * SEDQ_NR
         job.c.tile(nrows, <int>panel_width(job.columns, p), job.a + i * job.k, job.k, job.b + p * job.panel_bytes, job.k,
@@ -127,11 +129,13 @@ cdef void multiply_tile(const Job *job, int64_t i, int nrows, int64_t p0, int64_
         job.store(nrows, <int>min(<int64_t>SEDQ_NR, job.n - column), scratch, rows.sum + at,
                   &e, job.out + (i * job.n + column) * job.item, job.n, check, sums)
         expected += job.panel_digest[p]
+        scalars += 16 * <uint64_t>job.scalar_digest
     if check:
-        # compared for each tile of rows: sums over tiles could wrap and hide a fault
-        job.c.reduce(1, &sums.params, &params)
-        if params != expected:
-            sedq_report(job.found, i, SEDQ_BAD_PARAMETERS, <int32_t>(params - expected), 0)
+        # In 64 bits nothing wraps: a fault that every panel meets, or a stuck lane, can't cancel.
+        for lane in range(8):
+            params += sums.params[lane]
+        if params != expected or sums.scalars != scalars:
+            sedq_report(job.found, i, SEDQ_BAD_PARAMETERS, <double>(<int64_t>(params - expected)), 0)
         if sums.row_sums_differ:
             sedq_report(job.found, i, SEDQ_BAD_PARAMETERS, 0, 0)
         if sums.twice:
@@ -155,6 +159,7 @@ cdef void multiply(const Job *job, int64_t i0, int64_t i1, int64_t p0, int64_t p
             sums.acc = &rows.acc[i - i0]
             sums.out = &rows.out[i - i0]
             memset(sums.params, 0, sizeof(sums.params))
+            sums.scalars = 0
             sums.row_sums = &rows.sum[i - i0]
             sums.row_sums_differ = sums.twice = 0
             multiply_tile(job, i, <int>min(<int64_t>job.c.mr, i1 - i), p, last, i - i0, rows, &sums)
@@ -291,20 +296,20 @@ cdef int64_t run(const Job *job, int threads) noexcept nogil:
 
 cdef bint is_astray(const Job *job, PackedB packed, const uint8_t[:, ::1] x, const void *out) noexcept:
     """Whether the job isn't of the arrays that were given: kernel and checks would follow the same wrong pointer."""
-    return (job.m != x_length(x) or job.k != x_width(x) or job.n != packed.n or <const void *>job.a != x_start(x)
+    return (job.m != x_length(x) or job.k != x_width(x) or job.n != packed.w[1].n or <const void *>job.a != x_start(x)
             or <const void *>job.out != out)
 
 
-cdef void take_operands(Job *job, PackedB packed, Epilogue epilogue) noexcept:
+cdef void take_operands(Job *job, PackedB packed, const Columns *columns) noexcept:
     """Point the job at weights and column parameters, and at the kernels for the output that these make."""
-    job.n, job.k, job.columns = packed.n, packed.k, packed.n + packed.encoded
+    job.n, job.k, job.columns = packed.w.n, packed.w.k, packed.w.n + packed.w.encoded
     job.panels = (job.columns + SEDQ_NR - 1) // SEDQ_NR
-    job.b, job.panel_bytes = packed.b, packed.panel_bytes
-    job.digit, job.ndigits, job.kpad = packed.digit, packed.ndigits, packed.kpad
-    job.e, job.panel_digest = &epilogue.e, epilogue.panel_digest
-    if epilogue.kind == OUT_U8:
+    job.b, job.panel_bytes = packed.w.b, packed.w.panel_bytes
+    job.digit, job.ndigits, job.kpad = packed.w.digit, packed.w.ndigits, packed.w.kpad
+    job.e, job.panel_digest, job.scalar_digest = &columns.e, columns.panel_digest, columns.scalar_digest
+    if columns.kind == OUT_U8:
         job.item, job.store, job.sum_out = 1, job.c.store_u8, job.c.sum_u8
-    elif epilogue.kind == OUT_F32:
+    elif columns.kind == OUT_F32:
         job.item, job.store, job.sum_out = 4, job.c.store_f32, job.c.sum_words
     else:
         job.item, job.store, job.sum_out = 4, job.c.store_i32, job.c.sum_words
@@ -320,6 +325,12 @@ cdef check_shapes(const Job *job, const uint8_t[:, ::1] x, int64_t rows, int64_t
         raise ValueError(f"x_sums and y_sums: expected {job.m} elements")
 
 
+cdef int restore(PackedB packed, Epilogue epilogue) noexcept:
+    """Compare what the loops read of both with its copy: 0 if all agrees, 1 if it was restored, -1 if it can't be."""
+    cdef int weights = packed.restore(), columns = epilogue.restore()
+    return min(weights, columns) if weights < 0 or columns < 0 else max(weights, columns)
+
+
 def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, ::1] x, out, int check,
            int num_threads, const uint32_t[::1] x_sums=None, uint32_t[::1] y_sums=None):
     """Multiply x (M, K) with packed weights into out (M, N); check is one of the CHECK_* below.
@@ -330,37 +341,46 @@ def linear(Context context, PackedB packed, Epilogue epilogue, const uint8_t[:, 
     """
     cdef Job job
     cdef sedq_findings found
-    cdef int64_t verified, rows, columns
-    cdef int threads
+    cdef int64_t verified, rows, width
+    cdef int threads, restored = 0
     cdef const void *out_start
+    cdef const Columns *columns = epilogue.c
     cdef int32_t[:, ::1] out_i32
     cdef uint8_t[:, ::1] out_u8
     cdef float[:, ::1] out_f32
     job.c, job.m, job.check = &context.c, x.shape[0], check
-    take_operands(&job, packed, epilogue)
-    if epilogue.kind == OUT_U8:
+    found.count = 0
+    if check == SEDQ_CHECK_EXACT or check == SEDQ_CHECK_FULL:
+        # sizes and pointers that a fault changed would make the loops read elsewhere
+        restored = restore(packed, epilogue)
+    if restored:
+        sedq_report(&found, -1, SEDQ_BAD_PARAMETERS, 0, 0)
+    if restored < 0:
+        return findings_list(&found)
+    take_operands(&job, packed, columns)
+    if columns.kind == OUT_U8:
         out_u8 = out
-        rows, columns = out_u8.shape[0], out_u8.shape[1]
-    elif epilogue.kind == OUT_F32:
+        rows, width = out_u8.shape[0], out_u8.shape[1]
+    elif columns.kind == OUT_F32:
         out_f32 = out
-        rows, columns = out_f32.shape[0], out_f32.shape[1]
+        rows, width = out_f32.shape[0], out_f32.shape[1]
     else:
         out_i32 = out
-        rows, columns = out_i32.shape[0], out_i32.shape[1]
-    check_shapes(&job, x, rows, columns, epilogue.n, x_sums, y_sums)
+        rows, width = out_i32.shape[0], out_i32.shape[1]
+    check_shapes(&job, x, rows, width, columns.n, x_sums, y_sums)
     if job.m == 0:
-        return None
-    job.out = (<char *>&out_u8[0, 0] if epilogue.kind == OUT_U8 else
-               <char *>&out_f32[0, 0] if epilogue.kind == OUT_F32 else <char *>&out_i32[0, 0])
-    job.a, job.found, found.count = &x[0, 0], &found, 0
+        return findings_list(&found) if found.count else None
+    job.out = (<char *>&out_u8[0, 0] if columns.kind == OUT_U8 else
+               <char *>&out_f32[0, 0] if columns.kind == OUT_F32 else <char *>&out_i32[0, 0])
+    job.a, job.found = &x[0, 0], &found
     job.x_sums = NULL if x_sums is None else &x_sums[0]
     job.y_sums = NULL if y_sums is None else &y_sums[0]
     threads = threads_for(num_threads, job.n * job.k // 40 + job.m * job.n * job.k // 200)
     with nogil:
         verified = run(&job, threads)
     if check:
-        out_start = (u8_start(out_u8) if epilogue.kind == OUT_U8 else
-                     f32_start(out_f32) if epilogue.kind == OUT_F32 else i32_start(out_i32))
+        out_start = (u8_start(out_u8) if columns.kind == OUT_U8 else
+                     f32_start(out_f32) if columns.kind == OUT_F32 else i32_start(out_i32))
         if verified != job.m or is_astray(&job, packed, x, out_start):
             sedq_report(&found, -1, SEDQ_BAD_COUNT, verified - job.m, 0)
     return findings_list(&found) if found.count else None

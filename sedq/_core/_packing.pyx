@@ -3,12 +3,19 @@
 The layout of the panels is described in kernels/context.h; it is the same for every instruction set.
 """
 
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
-from libc.string cimport memcpy
+from cpython.buffer cimport PyBuffer_FillInfo
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from sedq._core._dispatch cimport SEDQ_KR, SEDQ_MAX_DIGITS, SEDQ_NR, SEDQ_NV
+from sedq._core._dispatch cimport SEDQ_KR, SEDQ_MAX_DIGITS, SEDQ_NR, SEDQ_NV, sedq_scalar_digest
+
+
+cdef extern from "state.h":
+    uint64_t sedq_state_digest(const void *state, size_t size)
+    int sedq_restore_state(void *copies, size_t size, uint64_t digest)
+
 
 PANEL_COLUMNS = SEDQ_NR
 PANEL_STEP = SEDQ_NV
@@ -79,42 +86,81 @@ cdef class PackedB:
     def __init__(self, Py_ssize_t n, Py_ssize_t k, panels, digits, bint encoded=False):
         if n < 1 or k < 1:
             raise ValueError(f"weights: got shape ({n}, {k}), expected at least one row and one column")
-        self.n, self.k, self.panels, self.digits, self.encoded = n, k, panels, digits, encoded
-        self.panel_bytes = SEDQ_NR * round_up(k, SEDQ_KR)
-        self.ndigits, self.kpad = digits.shape
-        if self.ndigits > SEDQ_MAX_DIGITS or self.kpad % 128 or self.kpad < k:
+        self.panels, self.digits = panels, digits
+        memset(self.w, 0, sizeof(self.w))
+        cdef Weights *w = self.w
+        w.n, w.k, w.encoded, w.panel_bytes = n, k, encoded, SEDQ_NR * round_up(k, SEDQ_KR)
+        w.ndigits, w.kpad = digits.shape
+        if w.ndigits > SEDQ_MAX_DIGITS or w.kpad % 128 or w.kpad < k:
             raise ValueError(f"digits: got shape {digits.shape}, expected up to {SEDQ_MAX_DIGITS} rows and a multiple "
                              f"of 128 columns from {k} on")
-        self.b = <const int8_t *>address(panels, np.int8, packed_size(n + encoded, k), "panels")
-        self.digit = <const int8_t *>address(digits, np.int8, 0, "digits")
+        w.b = <const int8_t *>address(panels, np.int8, packed_size(n + encoded, k), "panels")
+        w.digit = <const int8_t *>address(digits, np.int8, 0, "digits")
+        memcpy(&self.w[1], w, sizeof(Weights))
+        self.state_digest = sedq_state_digest(w, sizeof(Weights))
+
+    @property
+    def n(self):
+        return self.w[0].n
+
+    @property
+    def k(self):
+        return self.w[0].k
+
+    @property
+    def encoded(self):
+        return bool(self.w[0].encoded)
+
+    cdef int restore(self) noexcept:
+        """As sedq_restore_state: what the loops read of this object."""
+        return sedq_restore_state(self.w, sizeof(Weights), self.state_digest)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        """The bytes of both copies of the state, so that a fault can strike them."""
+        PyBuffer_FillInfo(buffer, self, self.w, sizeof(self.w), 0, flags)
 
 
 cdef class Epilogue:
     """What turns accumulators into output, column by column, all arrays padded with zeros to whole panel steps.
 
     dtype : of the output, int32, uint8 or float32; col_term, w_zp (or None) : int32; bias, mult : float32 (None for
-    int32); digest : uint32, the sum of the bits of all parameters of each panel.
+    int32); digest : uint64, the sum of the bits of the column parameters of each panel.
     """
 
     def __init__(self, dtype, Py_ssize_t n, col_term, w_zp, bias, mult, digest,
                  float low=0, float high=0, int y_zero_point=0):
         cdef Py_ssize_t padded = round_up(n, SEDQ_NV)
-        self.dtype, self.n = np.dtype(dtype), n
-        self.kind = OUT_U8 if self.dtype == np.uint8 else OUT_F32 if self.dtype == np.float32 else OUT_I32
+        self.dtype = np.dtype(dtype)
         self.col_term, self.w_zp, self.bias, self.mult, self.digest = col_term, w_zp, bias, mult, digest
-        self.e.low, self.e.high, self.e.y_zp = low, high, y_zero_point
-        self.e.col_term = <const int32_t *>address(col_term, np.int32, padded, "col_term")
-        self.e.w_zp = NULL
+        memset(self.c, 0, sizeof(self.c))
+        cdef Columns *c = self.c
+        c.n, c.kind = n, OUT_U8 if self.dtype == np.uint8 else OUT_F32 if self.dtype == np.float32 else OUT_I32
+        c.e.low, c.e.high, c.e.y_zp = low, high, y_zero_point
+        c.scalar_digest = sedq_scalar_digest(low, high, y_zero_point)
+        c.e.col_term = <const int32_t *>address(col_term, np.int32, padded, "col_term")
         if w_zp is not None:
-            self.e.w_zp = <const int32_t *>address(w_zp, np.int32, padded, "w_zp")
+            c.e.w_zp = <const int32_t *>address(w_zp, np.int32, padded, "w_zp")
         if self.dtype != np.int32:
-            self.e.bias = <const float *>address(bias, np.float32, padded, "bias")
-            self.e.mult = <const float *>address(mult, np.float32, padded, "mult")
-        self.panel_digest = <const uint32_t *>address(digest, np.uint32, (n + SEDQ_NR - 1) // SEDQ_NR, "digest")
+            c.e.bias = <const float *>address(bias, np.float32, padded, "bias")
+            c.e.mult = <const float *>address(mult, np.float32, padded, "mult")
+        c.panel_digest = <const uint64_t *>address(digest, np.uint64, (n + SEDQ_NR - 1) // SEDQ_NR, "digest")
+        memcpy(&self.c[1], c, sizeof(Columns))
+        self.state_digest = sedq_state_digest(c, sizeof(Columns))
 
-    def scalar_bits(self):
-        """Sum of the bits of low, high and y_zero_point, modulo 2^32."""
-        cdef uint32_t low, high
-        memcpy(&low, &self.e.low, 4)
-        memcpy(&high, &self.e.high, 4)
-        return <uint32_t>(low + high + <uint32_t>self.e.y_zp)
+    def has_sound_scalars(self):
+        """Whether low, high and y_zero_point fit the digest that was made of them with this object."""
+        cdef const Columns *c = self.c
+        return sedq_scalar_digest(c.e.low, c.e.high, c.e.y_zp) == c.scalar_digest
+
+    cdef int restore(self) noexcept:
+        """As sedq_restore_state: what the loops read of this object."""
+        return sedq_restore_state(self.c, sizeof(Columns), self.state_digest)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        """The bytes of both copies of the state, so that a fault can strike them; see SCALARS_AT."""
+        PyBuffer_FillInfo(buffer, self, self.c, sizeof(self.c), 0, flags)
+
+
+cdef Columns LAYOUT
+# Where low, high and y_zero_point, 4 bytes each, stand in the state of an Epilogue.
+SCALARS_AT = <Py_ssize_t>(<char *>&LAYOUT.e.low - <char *>&LAYOUT)

@@ -37,19 +37,18 @@ def encode(row_sums: Array, n: int) -> Array:
 
 
 def digest(e: _packing.Epilogue) -> Array:
-    """Sum of the bits of all column parameters of each panel, modulo 2^32."""
+    """Return the sum of the bits of the column parameters of each panel, uint64."""
     total = np.zeros(e.col_term.size, np.uint64)
     for a in (e.col_term, e.w_zp, e.bias, e.mult):
         if a is not None:
             total += a.view(np.uint32)
-    # the scalars count once per panel, as the kernels load them
-    sums = np.add.reduceat(total, np.arange(0, total.size, _packing.PANEL_COLUMNS)) + np.uint64(e.scalar_bits())
-    return sums.astype(np.uint32)
+    sums: Array = np.add.reduceat(total, np.arange(0, total.size, _packing.PANEL_COLUMNS))
+    return sums
 
 
 def intact(e: _packing.Epilogue) -> bool:
-    """Whether derived parameters fit their digest."""
-    return np.array_equal(digest(e), e.digest)
+    """Whether derived parameters fit their digests."""
+    return e.has_sound_scalars() and np.array_equal(digest(e), e.digest)
 
 
 def crc(a: Array) -> int:

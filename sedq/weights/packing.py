@@ -111,7 +111,7 @@ class PackedWeights(Healing):
         term = _padded(_wrapped(x_zp * (self._col_sums - k * zero_point)), np.int32)
         w_zp = _padded(self.zero_point, np.int32) if zero_point.any() else None
         b, m = (None if v is None else _padded(np.broadcast_to(v, n), np.float32) for v in (bias, mult))
-        digest = np.zeros(-(-n // _packing.PANEL_COLUMNS), np.uint32)
+        digest = np.zeros(-(-n // _packing.PANEL_COLUMNS), np.uint64)
         made = _packing.Epilogue(dtype, n, term, w_zp, b, m, digest, low, high, y_zp)
         digest[...] = encoding.digest(made)
         return made

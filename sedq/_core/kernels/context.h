@@ -32,22 +32,25 @@ typedef struct {
     int32_t y_zp;
 } sedq_epilogue;
 
-/* Bits of the parameters that all columns share, for their digest. */
-static inline uint32_t sedq_scalar_bits(const sedq_epilogue *e)
+/* Digest of the parameters that all columns share. Odd factors: a flipped bit of one changes it, and low and high that change
+ * places do. */
+static inline uint32_t sedq_scalar_digest(float low, float high, int32_t y_zp)
 {
-    uint32_t low, high;
-    memcpy(&low, &e->low, sizeof low);
-    memcpy(&high, &e->high, sizeof high);
-    return low + high + (uint32_t)e->y_zp;
+    uint32_t l, h;
+    memcpy(&l, &low, sizeof l);
+    memcpy(&h, &high, sizeof h);
+    return l + 3 * h + 5 * (uint32_t)y_zp;
 }
 
 /* What is known of one tile. Running sums of its rows, 16 lanes each so that nothing is reduced in the
  * loops: acc[r] of accumulators, out[r] of what was stored (bytes, or 32-bit words),
- * both modulo 2^32. params sums the column parameters as they were loaded. */
+ * both modulo 2^32: one flipped bit of a word is counted once. A bit of a parameter, or of a lane that is stuck, may be
+ * counted a power of two times. So parameters are summed in 64 bits, which no number of panels can fill. */
 typedef struct {
     uint32_t (*acc)[16];
     uint32_t (*out)[16];
-    uint32_t params[16];
+    uint64_t params[8]; /* words of the column parameters as they were loaded */
+    uint64_t scalars;   /* 16 times, for 16 lanes, and for each panel: the digest of low, high and y_zp as the arithmetic had them */
     const uint32_t *row_sums; /* the same that the epilogue is given, to be found by another pointer */
     uint32_t row_sums_differ; /* not 0 if a row sum that weight zero points multiplied isn't the one found there */
     uint32_t twice;           /* check full: not 0 if the two computations of the epilogue differ */
@@ -124,6 +127,10 @@ typedef void (*sedq_bag_fn)(const sedq_table *t, const void *indices, int index_
                             int64_t begin, int64_t end, int64_t total, float divisor, float *out, int check,
                             sedq_bag_sums *sums);
 
+/* The same outputs another way, for check full: columns in other lanes, codes unpacked by other instructions. */
+typedef void (*sedq_bag_again_fn)(const sedq_table *t, const void *indices, int index_bytes, const float *weights,
+                                  int64_t begin, int64_t end, float divisor, float *out);
+
 /* out[i] = digest of row first + i, from what is stored but the digest, for i < n. */
 typedef void (*sedq_digests_fn)(const sedq_table *t, int64_t first, int64_t n, uint64_t *out);
 
@@ -136,9 +143,35 @@ typedef int64_t (*sedq_range_fn)(const void *indices, int index_bytes, int64_t n
 /* out = clamp(zp + rint(x * inverse_scale)); returns 1 if an x is NaN. */
 typedef int (*sedq_quantize_fn)(const float *x, int64_t n, float inverse_scale, int32_t zp, uint8_t *out);
 
+/* The same another way, so that a fault that sticks to an instruction or a lane doesn't repeat itself: value i is in the lane of
+ * value i + 1, and other instructions multiply, round and clamp. Compares with the codes as stored, and sums what they must be.
+ * Returns 1 if one differs, plus 2 if an x is NaN. */
+typedef int (*sedq_same_codes_fn)(const float *x, int64_t n, float inverse_scale, int32_t zp, const uint8_t *codes,
+                                  uint32_t *sum);
+
 /* The lower triangle of T T^T for one request, T being (features, dim): out[p], p over (1,0) (2,0) (2,1) ... Each dot
- * product sums 16 lanes l of fma(t_i[l + 16 c], t_j[l + 16 c]) over c, then the lanes in a tree. */
-typedef void (*sedq_dots_fn)(const float *t, int64_t features, int64_t dim, float *out);
+ * product sums 16 lanes l of fma(t_i[l + 16 c], t_j[l + 16 c]) over c, then the lanes in a tree, adding lanes 8, 4, 2 and 1 apart.
+ *
+ * With `again` the caller has moved each lane to the next one (sedq_rotate_lanes). The same lanes are added as before, and the
+ * factors change places, so that each result is the same but for the sign of a zero, and its last steps take other lanes, too.
+ * The word before out must exist; it is not written. */
+typedef void (*sedq_dots_fn)(const float *t, int64_t features, int64_t dim, int again, float *out);
+
+/* to = `vectors` vectors of `dim` floats, padded with zeros to whole blocks of 16, in which element l is at (l + 1) % 16. */
+static inline void sedq_rotate_lanes(const float *from, int64_t vectors, int64_t dim, float *to)
+{
+    for (int64_t v = 0; v < vectors; v++, from += dim)
+        for (int64_t l = 0; l < dim; l += 16, to += 16) {
+            const int64_t n = dim - l < 16 ? dim - l : 16;
+            if (n == 16) {
+                memcpy(to + 1, from + l, 15 * sizeof *to);
+                to[0] = from[l + 15];
+            } else {
+                memset(to, 0, 16 * sizeof *to);
+                memcpy(to + 1, from + l, (size_t)n * sizeof *to);
+            }
+        }
+}
 
 typedef struct sedq_context {
     const char *name;
@@ -152,10 +185,12 @@ typedef struct sedq_context {
     sedq_store_fn store_i32, store_u8, store_f32;
     sedq_sum_fn sum_u8, sum_words;
     sedq_bag_fn bag[SEDQ_FORMATS];
+    sedq_bag_again_fn bag_again;
     sedq_digests_fn digests;
     sedq_scan_fn scan;
     sedq_range_fn range;
     sedq_quantize_fn quantize;
+    sedq_same_codes_fn same_codes;
     sedq_dots_fn dots;
     int (*leaves_out)(void); /* hooked build: whether a fault makes the loops skip a chunk of bags; else NULL */
 } sedq_context;
@@ -173,10 +208,12 @@ typedef struct sedq_context {
 
 void SEDQ_INIT(gemm_reference)(sedq_context *);
 void SEDQ_INIT(embedding_reference)(sedq_context *);
+void SEDQ_INIT(again_reference)(sedq_context *);
 void SEDQ_INIT(dense_reference)(sedq_context *);
 void SEDQ_INIT(gemm_avx2)(sedq_context *);
 void SEDQ_INIT(epilogue_avx2)(sedq_context *);
 void SEDQ_INIT(embedding_avx2)(sedq_context *);
+void SEDQ_INIT(again_avx2)(sedq_context *);
 void SEDQ_INIT(scan_avx2)(sedq_context *);
 void SEDQ_INIT(dense_avx2)(sedq_context *);
 void SEDQ_INIT(gemm_avxvnni)(sedq_context *);

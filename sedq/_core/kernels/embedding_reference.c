@@ -6,13 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-static int64_t index_at(const void *indices, int index_bytes, int64_t i)
-{
-    if (index_bytes == 4)
-        return ((const int32_t *)indices)[i];
-    return ((const int64_t *)indices)[i];
-}
-
 static uint32_t bits(float x)
 {
     uint32_t u;
@@ -59,7 +52,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     for (int64_t j = 0; j < t->dim; j++)
         out[j] = 0;
     for (int64_t i = begin; i < end; i++) {
-        const int64_t row = index_at(indices, index_bytes, i);
+        const int64_t row = sedq_index(indices, index_bytes, i);
         const uint8_t *codes = sedq_codes(t, row);
         const sedq_params p = sedq_row_params(t, row);
         const float w = weights ? weights[i] : 1.0f, factor = w * p.scale;
@@ -69,7 +62,7 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
         if (check && weights)
             sums->weights += bits(w);
         if (check)
-            check_row(t, row, p, index_at((const void *)again, index_bytes, i), w, sums);
+            check_row(t, row, p, sedq_index((const void *)again, index_bytes, i), w, sums);
     }
     SEDQ_FAULT_BAG(out, t->dim);
     for (int64_t j = 0; j < t->dim; j++) {
@@ -98,7 +91,7 @@ static int64_t scan(const sedq_table *t, int64_t first, int64_t n)
 static int64_t range(const void *indices, int index_bytes, int64_t n, int64_t rows)
 {
     for (int64_t i = 0; i < n; i++)
-        if ((uint64_t)index_at(indices, index_bytes, i) >= (uint64_t)rows)
+        if ((uint64_t)sedq_index(indices, index_bytes, i) >= (uint64_t)rows)
             return i;
     return -1;
 }

@@ -35,6 +35,46 @@ typedef struct {
     __m256 bias, mult;
 } columns;
 
+/* parameters that all columns share, in each lane */
+typedef struct {
+    __m256i low, high, y_zp; /* bits of low and high */
+} shared;
+
+/* the same value, of which the optimiser knows nothing */
+INLINE __m256i opaque(__m256i x)
+{
+    __asm__ volatile("" : "+x"(x));
+    return x;
+}
+
+/* Hidden from the optimiser, which would load them again for each use: the digest must see what the arithmetic had. */
+INLINE shared load_shared(const sedq_epilogue *e)
+{
+    const shared s = {
+        opaque(_mm256_castps_si256(_mm256_set1_ps(e->low))),
+        opaque(_mm256_castps_si256(_mm256_set1_ps(e->high))),
+        opaque(_mm256_set1_epi32(e->y_zp)),
+    };
+    return s;
+}
+
+/* digest plus the 32-bit words of x, in 64 bits */
+INLINE __m256i add_words(__m256i digest, __m256i x)
+{
+    digest = _mm256_add_epi64(digest, _mm256_and_si256(x, _mm256_set1_epi64x(0xffffffff)));
+    return _mm256_add_epi64(digest, _mm256_srli_epi64(x, 32));
+}
+
+/* the sum over 8 lanes of sedq_scalar_digest */
+INLINE uint64_t digest_shared(const shared *s)
+{
+    uint64_t lane[4];
+    __m256i x = _mm256_add_epi32(s->low, _mm256_add_epi32(s->high, _mm256_slli_epi32(s->high, 1)));
+    x = _mm256_add_epi32(x, _mm256_add_epi32(s->y_zp, _mm256_slli_epi32(s->y_zp, 2)));
+    _mm256_storeu_si256((__m256i *)lane, add_words(_mm256_setzero_si256(), x));
+    return lane[0] + lane[1] + lane[2] + lane[3];
+}
+
 /* where the parameters of some columns start */
 typedef struct {
     const int32_t *term, *w_zp;
@@ -55,24 +95,23 @@ INLINE columns load_columns(const int kind, const places *at, int j, __m256i *di
 {
     columns p;
     p.term = _mm256_loadu_si256((const __m256i *)(at->term + j));
-    *digest = _mm256_add_epi32(*digest, p.term);
+    *digest = add_words(*digest, p.term);
     p.w_zp = _mm256_setzero_si256();
     if (at->w_zp) {
         p.w_zp = _mm256_loadu_si256((const __m256i *)(at->w_zp + j));
-        *digest = _mm256_add_epi32(*digest, p.w_zp);
+        *digest = add_words(*digest, p.w_zp);
     }
     p.bias = p.mult = _mm256_setzero_ps();
     if (kind != OUT_I32) {
         p.bias = _mm256_loadu_ps(at->bias + j);
         p.mult = _mm256_loadu_ps(at->mult + j);
-        *digest = _mm256_add_epi32(
-            *digest, _mm256_add_epi32(_mm256_castps_si256(p.bias), _mm256_castps_si256(p.mult)));
+        *digest = add_words(add_words(*digest, _mm256_castps_si256(p.bias)), _mm256_castps_si256(p.mult));
     }
     return p;
 }
 
 /* 8 outputs as 32-bit words; zero_points: whether weights have any */
-INLINE __m256i finish(const int kind, const sedq_epilogue *e, const columns *p, int zero_points, __m256i acc, uint32_t row_sum)
+INLINE __m256i finish(const int kind, const columns *p, const shared *s, int zero_points, __m256i acc, uint32_t row_sum)
 {
     __m256i raw = _mm256_sub_epi32(acc, p->term);
     if (zero_points)
@@ -82,17 +121,66 @@ INLINE __m256i finish(const int kind, const sedq_epilogue *e, const columns *p, 
     const __m256 value = _mm256_cvtepi32_ps(raw);
     if (kind == OUT_F32)
         return _mm256_castps_si256(
-            _mm256_max_ps(_mm256_fmadd_ps(value, p->mult, p->bias), _mm256_set1_ps(e->low)));
+            _mm256_max_ps(_mm256_fmadd_ps(value, p->mult, p->bias), _mm256_castsi256_ps(s->low)));
     __m256 y = _mm256_mul_ps(_mm256_add_ps(value, p->bias), p->mult);
-    y = _mm256_max_ps(y, _mm256_set1_ps(e->low));
-    y = _mm256_min_ps(y, _mm256_set1_ps(e->high));
-    return _mm256_add_epi32(_mm256_cvtps_epi32(y), _mm256_set1_epi32(e->y_zp));
+    y = _mm256_max_ps(y, _mm256_castsi256_ps(s->low));
+    y = _mm256_min_ps(y, _mm256_castsi256_ps(s->high));
+    return _mm256_add_epi32(_mm256_cvtps_epi32(y), s->y_zp);
 }
 
-INLINE __m256i opaque(__m256i x)
+/* ---- check full: the second computation, in other lanes and, where there is a choice, by other instructions */
+
+/* 1.5 * 2^23: added to a float of magnitude below 2^22 it leaves the integer nearest to it, halves to even, in the low bits. */
+enum { ROUNDER_BITS = 0x4b400000 };
+
+/* The halves change places, so that each column goes through another lane. */
+INLINE __m256i swapped(__m256i x)
 {
-    __asm__ volatile("" : "+x"(x));
-    return x;
+    return _mm256_permute2x128_si256(x, x, 1);
+}
+
+INLINE __m256i load_swapped(const void *from)
+{
+    const __m128i *at = from;
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(at + 1)), _mm_loadu_si128(at), 1);
+}
+
+INLINE columns load_columns_again(const int kind, const places *at, int j)
+{
+    columns p = {load_swapped(at->term + j), _mm256_setzero_si256(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    if (at->w_zp)
+        p.w_zp = load_swapped(at->w_zp + j);
+    if (kind != OUT_I32) {
+        p.bias = _mm256_castsi256_ps(load_swapped(at->bias + j));
+        p.mult = _mm256_castsi256_ps(load_swapped(at->mult + j));
+    }
+    return p;
+}
+
+/* For bytes: bounds of the sum with the rounder, compared as integers, and what to take from it. */
+INLINE shared load_shared_again(const int kind, const sedq_epilogue *e)
+{
+    shared s = load_shared(e);
+    if (kind == OUT_U8) {
+        const __m256i rounder = _mm256_set1_epi32(ROUNDER_BITS);
+        s.low = _mm256_add_epi32(rounder, _mm256_cvtps_epi32(_mm256_castsi256_ps(s.low)));
+        s.high = _mm256_add_epi32(rounder, _mm256_cvtps_epi32(_mm256_castsi256_ps(s.high)));
+        s.y_zp = _mm256_sub_epi32(rounder, s.y_zp);
+    }
+    return s;
+}
+
+/* 8 outputs, all vectors being swapped. Negative sums and those that are too large are, as integers, beyond the bounds. */
+INLINE __m256i finish_again(const int kind, const columns *p, const shared *s, int zero_points, __m256i acc, uint32_t row_sum)
+{
+    if (kind != OUT_U8)
+        return finish(kind, p, s, zero_points, acc, row_sum);
+    const __m256 value = _mm256_cvtepi32_ps(finish(OUT_I32, p, s, zero_points, acc, row_sum));
+    const __m256 y = _mm256_mul_ps(_mm256_add_ps(value, p->bias), p->mult);
+    const __m256 rounder = _mm256_castsi256_ps(_mm256_set1_epi32(ROUNDER_BITS));
+    __m256i bits = _mm256_castps_si256(_mm256_add_ps(y, rounder));
+    bits = _mm256_min_epi32(_mm256_max_epi32(bits, s->low), s->high);
+    return _mm256_sub_epi32(bits, s->y_zp);
 }
 
 /* 8 accumulators. Hidden from the compiler, which else loads them once for their sum and again for the outputs: a pointer
@@ -109,6 +197,18 @@ INLINE __m256i after_fault(__m256i y)
     _Alignas(32) uint32_t words[8];
     _mm256_store_si256((__m256i *)words, y);
     SEDQ_FAULT_EPILOGUE(words, 8);
+    y = _mm256_load_si256((const __m256i *)words);
+#endif
+    return y;
+}
+
+/* The same for the second computation, in whose lanes other columns are. */
+INLINE __m256i after_fault_again(__m256i y)
+{
+#ifdef SEDQ_FAULT_HOOK
+    _Alignas(32) uint32_t words[8];
+    _mm256_store_si256((__m256i *)words, y);
+    SEDQ_FAULT_EPILOGUE_AGAIN(words, 8);
     y = _mm256_load_si256((const __m256i *)words);
 #endif
     return y;
@@ -164,8 +264,8 @@ INLINE void compare_row_sum(uint32_t row_sum, __m256i y, sedq_tile_sums *sums, i
 }
 
 INLINE void store_strip(const int kind, const int check, int rows, int j, int n, const int32_t *tile,
-                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums,
-                        __m256i *digest)
+                        const uint32_t *row_sums, const sedq_epilogue *e, const shared *s, const shared *t, void *out,
+                        int64_t ldo, sedq_tile_sums *sums, __m256i *digest)
 {
     const places at = places_of(kind, e, j);
     const columns p = load_columns(kind, &at, 0, digest);
@@ -173,7 +273,7 @@ INLINE void store_strip(const int kind, const int check, int rows, int j, int n,
     for (int r = 0; r < rows; r++) {
         const __m256i acc = load_once(tile + r * SEDQ_NR + j);
         const uint32_t row_sum = hold_row_sum(row_sums[r]);
-        const __m256i y = _mm256_and_si256(after_fault(finish(kind, e, &p, at.w_zp != NULL, acc, row_sum)), mask);
+        const __m256i y = _mm256_and_si256(after_fault(finish(kind, &p, s, at.w_zp != NULL, acc, row_sum)), mask);
         if (check && at.w_zp)
             compare_row_sum(row_sum, y, sums, r);
         if (check) {
@@ -184,11 +284,10 @@ INLINE void store_strip(const int kind, const int check, int rows, int j, int n,
             /* parameters and mask anew: a fault in the registers that hold them for all rows would be in both results */
             const sedq_epilogue *anew = forget(e);
             const places places_anew = places_of(kind, anew, j);
-            __m256i unused = _mm256_setzero_si256();
-            const columns q = load_columns(kind, &places_anew, 0, &unused);
-            const __m256i second = finish(kind, anew, &q, places_anew.w_zp != NULL, opaque(acc), row_sums[r]);
-            const __m256i again = _mm256_and_si256(second, mask_of(n));
-            const __m256i differs = _mm256_xor_si256(opaque(again), y);
+            const columns q = load_columns_again(kind, &places_anew, 0);
+            const __m256i second = finish_again(kind, &q, t, places_anew.w_zp != NULL, swapped(opaque(acc)), row_sums[r]);
+            const __m256i again = _mm256_and_si256(swapped(after_fault_again(opaque(second))), mask_of(n));
+            const __m256i differs = _mm256_xor_si256(again, y);
             sums->twice |= !_mm256_testz_si256(differs, differs);
         }
         store_words(kind, y, mask, n, out, r * ldo + j);
@@ -207,7 +306,7 @@ INLINE __m256i in_order(__m256i packed)
 }
 
 /* 32 outputs of one row; their accumulators are summed on the way. */
-INLINE void finish_chunk(const int kind, const sedq_epilogue *e, const places *at, const int32_t *acc, uint32_t row_sum,
+INLINE void finish_chunk(const int kind, const places *at, const shared *s, const int32_t *acc, uint32_t row_sum,
                          __m256i *y, __m256i *acc_sum)
 {
     __m256i unused = _mm256_setzero_si256();
@@ -215,8 +314,18 @@ INLINE void finish_chunk(const int kind, const sedq_epilogue *e, const places *a
     for (int v = 0; v < 4; v++) {
         const columns p = load_columns(kind, at, v * 8, &unused);
         const __m256i in = load_once(acc + v * 8);
-        y[v] = finish(kind, e, &p, at->w_zp != NULL, in, row_sum);
+        y[v] = finish(kind, &p, s, at->w_zp != NULL, in, row_sum);
         *acc_sum = _mm256_add_epi32(*acc_sum, in);
+    }
+}
+
+INLINE void finish_chunk_again(const int kind, const places *at, const shared *s, const int32_t *acc, uint32_t row_sum,
+                               __m256i *y)
+{
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++) {
+        const columns p = load_columns_again(kind, at, v * 8);
+        y[v] = after_fault_again(finish_again(kind, &p, s, at->w_zp != NULL, load_swapped(acc + v * 8), row_sum));
     }
 }
 
@@ -225,15 +334,16 @@ INLINE void finish_chunk(const int kind, const sedq_epilogue *e, const places *a
  * are found and loaded anew: what is stored is read back against the other. The first computation keeps its pointers to the
  * parameters for all rows and for the digest, taken after them: there a pointer that was struck on the way is seen. */
 INLINE void store_chunk(const int kind, const int check, int rows, int j, const int32_t *tile, const uint32_t *row_sums,
-                        const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums, __m256i *digest)
+                        const sedq_epilogue *e, const shared *s, const shared *t, void *out, int64_t ldo,
+                        sedq_tile_sums *sums, __m256i *digest)
 {
     places at = places_of(kind, e, j);
     /* values of which the compiler knows nothing: it keeps them, and doesn't load them again for each row */
     __asm__ volatile("" : "+r"(at.term), "+r"(at.w_zp), "+r"(at.bias), "+r"(at.mult));
     for (int r = 0; r < rows; r++) {
-        __m256i acc_sum = _mm256_setzero_si256(), y[4], again[4], ignored = acc_sum;
+        __m256i acc_sum = _mm256_setzero_si256(), y[4], again[4];
         const uint32_t row_sum = hold_row_sum(row_sums[r]);
-        finish_chunk(kind, e, &at, tile + r * SEDQ_NR + j, row_sum, y, &acc_sum);
+        finish_chunk(kind, &at, s, tile + r * SEDQ_NR + j, row_sum, y, &acc_sum);
         if (check && at.w_zp)
             compare_row_sum(row_sum, y[3], sums, r);
         for (int v = 0; v < 4; v++)
@@ -241,14 +351,14 @@ INLINE void store_chunk(const int kind, const int check, int rows, int j, const 
         if (check == SEDQ_CHECK_FULL) {
             const sedq_epilogue *anew = forget(e);
             const places places_anew = places_of(kind, anew, j);
-            finish_chunk(kind, anew, &places_anew, tile + r * SEDQ_NR + j, row_sums[r], again, &ignored);
+            finish_chunk_again(kind, &places_anew, t, tile + r * SEDQ_NR + j, row_sums[r], again);
         }
         const __m256i *summed = check == SEDQ_CHECK_FULL ? again : y;
         __m256i out_sum;
         if (kind == OUT_U8) {
             const __m256i bytes = pack_bytes(y), other = check == SEDQ_CHECK_FULL ? pack_bytes(again) : bytes;
             if (check == SEDQ_CHECK_FULL) {
-                const __m256i differs = _mm256_xor_si256(bytes, other);
+                const __m256i differs = _mm256_xor_si256(bytes, swapped(other));
                 sums->twice |= !_mm256_testz_si256(differs, differs);
             }
             out_sum = _mm256_sad_epu8(other, _mm256_setzero_si256());
@@ -258,7 +368,7 @@ INLINE void store_chunk(const int kind, const int check, int rows, int j, const 
 #pragma GCC unroll 4
             for (int v = 0; v < 4; v++) {
                 if (check == SEDQ_CHECK_FULL) {
-                    const __m256i differs = _mm256_xor_si256(y[v], again[v]);
+                    const __m256i differs = _mm256_xor_si256(y[v], swapped(again[v]));
                     sums->twice |= !_mm256_testz_si256(differs, differs);
                 }
                 _mm256_storeu_si256((__m256i *)((int32_t *)out + r * ldo + j + v * 8), y[v]);
@@ -275,14 +385,14 @@ INLINE void store_chunk(const int kind, const int check, int rows, int j, const 
 
 /* The parameters of a single column for rows in the lanes. Row sums, which weight zero points multiply, differ from lane to
  * lane: they go into the term. */
-INLINE columns spread_column(const int kind, const sedq_epilogue *e, int rows, const uint32_t *row_sums)
+INLINE columns spread_column(const int kind, const int again, const sedq_epilogue *e, int rows, const uint32_t *row_sums)
 {
     columns p = {_mm256_set1_epi32(e->col_term[0]), _mm256_setzero_si256(), _mm256_setzero_ps(), _mm256_setzero_ps()};
     _Alignas(32) uint32_t sum[8] = {0};
     if (e->w_zp) {
         memcpy(sum, row_sums, (size_t)rows * sizeof *sum);
-        p.term = _mm256_add_epi32(p.term, _mm256_mullo_epi32(_mm256_set1_epi32(e->w_zp[0]),
-                                                             _mm256_load_si256((const __m256i *)sum)));
+        const __m256i sums = again ? load_swapped(sum) : _mm256_load_si256((const __m256i *)sum);
+        p.term = _mm256_add_epi32(p.term, _mm256_mullo_epi32(_mm256_set1_epi32(e->w_zp[0]), sums));
     }
     if (kind != OUT_I32) {
         p.bias = _mm256_set1_ps(e->bias[0]);
@@ -291,15 +401,10 @@ INLINE columns spread_column(const int kind, const sedq_epilogue *e, int rows, c
     return p;
 }
 
-INLINE __m256i finish_column(const int kind, const sedq_epilogue *e, int rows, const uint32_t *row_sums, __m256i acc)
-{
-    const columns p = spread_column(kind, e, rows, row_sums);
-    return finish(kind, e, &p, 0, acc, 0);
-}
-
 /* A single column: rows in the lanes. The sums are of the second computation, if there is one. */
 INLINE void store_column(const int kind, const int check, int rows, const int32_t *tile, const uint32_t *row_sums,
-                         const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
+                         const sedq_epilogue *e, const shared *s, const shared *t, void *out, int64_t ldo,
+                         sedq_tile_sums *sums)
 {
     _Alignas(32) int32_t acc[8] = {0}, y[8], summed[8];
     uint32_t held[8];
@@ -308,10 +413,12 @@ INLINE void store_column(const int kind, const int check, int rows, const int32_
         held[r] = hold_row_sum(row_sums[r]);
     }
     const __m256i in = _mm256_load_si256((const __m256i *)acc);
-    const __m256i result = after_fault(finish_column(kind, e, rows, held, in));
+    const columns p = spread_column(kind, 0, e, rows, held);
+    const __m256i result = after_fault(finish(kind, &p, s, 0, in, 0));
     __m256i again = result;
     if (check == SEDQ_CHECK_FULL) {
-        again = opaque(finish_column(kind, forget(e), rows, held, opaque(in)));
+        const columns q = spread_column(kind, 1, forget(e), rows, row_sums);
+        again = swapped(after_fault_again(opaque(finish_again(kind, &q, t, 0, swapped(opaque(in)), 0))));
         const __m256i differs = _mm256_xor_si256(again, result);
         sums->twice |= !_mm256_testz_si256(differs, differs);
     }
@@ -335,19 +442,24 @@ INLINE void store_tile(const int kind, const int check, int rows, int cols, cons
                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
 {
     __m256i digest = _mm256_setzero_si256();
+    const shared s = load_shared(e);
+    shared t = s;
     int j = 0;
+    if (check == SEDQ_CHECK_FULL)
+        t = load_shared_again(kind, forget(e));
     if (cols == 1)
-        store_column(kind, check, rows, tile, row_sums, e, out, ldo, sums);
+        store_column(kind, check, rows, tile, row_sums, e, &s, &t, out, ldo, sums);
     for (; j + 32 <= cols; j += 32)
-        store_chunk(kind, check, rows, j, tile, row_sums, e, out, ldo, sums, &digest);
+        store_chunk(kind, check, rows, j, tile, row_sums, e, &s, &t, out, ldo, sums, &digest);
     for (; cols > 1 && j < cols; j += 8)
-        store_strip(kind, check, rows, j, cols - j, tile, row_sums, e, out, ldo, sums, &digest);
+        store_strip(kind, check, rows, j, cols - j, tile, row_sums, e, &s, &t, out, ldo, sums, &digest);
     const places at = places_of(kind, e, 0);
     for (; check && j < (cols + SEDQ_NV - 1) / SEDQ_NV * SEDQ_NV; j += 8) /* parameters are padded, and all summed */
         load_columns(kind, &at, j, &digest);
     if (check) {
-        add_to(sums->params, digest);
-        sums->params[0] += sedq_scalar_bits(e);
+        __m256i *params = (__m256i *)sums->params;
+        _mm256_storeu_si256(params, _mm256_add_epi64(_mm256_loadu_si256(params), digest));
+        sums->scalars += 2 * digest_shared(&s);
     }
 }
 

@@ -3,6 +3,7 @@
  * A tile of accumulators comes from an L1 scratch and goes row by row, in strips of 16 columns, the last masked. */
 #include "barrier.h"
 #include "context.h"
+#include "fault_hook.h"
 #include "lanes_avx512.h"
 
 static void reduce(int64_t rows, const uint32_t (*lanes)[16], uint32_t *out)
@@ -41,28 +42,70 @@ typedef struct {
     __m512 bias, mult;
 } columns;
 
-INLINE columns load_columns(const int kind, const sedq_epilogue *e, int j, __m512i *digest)
+/* parameters that all columns share, in each lane */
+typedef struct {
+    __m512i low, high, y_zp; /* bits of low and high */
+} shared;
+
+/* the same value, of which the optimiser knows nothing */
+INLINE __m512i opaque(__m512i x)
+{
+    SEDQ_HIDE(x);
+    return x;
+}
+
+/* digest plus the 32-bit words of x, in 64 bits */
+INLINE __m512i add_words(__m512i digest, __m512i x)
+{
+    digest = _mm512_add_epi64(digest, _mm512_and_si512(x, _mm512_set1_epi64(0xffffffff)));
+    return _mm512_add_epi64(digest, _mm512_srli_epi64(x, 32));
+}
+
+INLINE columns load_columns(const int kind, const sedq_epilogue *e, int j)
 {
     columns p;
     p.term = _mm512_loadu_si512(e->col_term + j);
-    *digest = _mm512_add_epi32(*digest, p.term);
-    p.w_zp = _mm512_setzero_si512();
-    if (e->w_zp) {
-        p.w_zp = _mm512_loadu_si512(e->w_zp + j);
-        *digest = _mm512_add_epi32(*digest, p.w_zp);
-    }
+    p.w_zp = e->w_zp ? _mm512_loadu_si512(e->w_zp + j) : _mm512_setzero_si512();
     p.bias = p.mult = _mm512_setzero_ps();
     if (kind != OUT_I32) {
         p.bias = _mm512_loadu_ps(e->bias + j);
         p.mult = _mm512_loadu_ps(e->mult + j);
-        *digest = _mm512_add_epi32(
-            *digest, _mm512_add_epi32(_mm512_castps_si512(p.bias), _mm512_castps_si512(p.mult)));
     }
     return p;
 }
 
+INLINE __m512i add_columns(const int kind, const sedq_epilogue *e, const columns *p, __m512i digest)
+{
+    digest = add_words(digest, p->term);
+    if (e->w_zp)
+        digest = add_words(digest, p->w_zp);
+    if (kind != OUT_I32)
+        digest = add_words(add_words(digest, _mm512_castps_si512(p->bias)), _mm512_castps_si512(p->mult));
+    return digest;
+}
+
+/* Hidden from the optimiser, which would load them again for each use: the digest must see what the arithmetic had. */
+INLINE shared load_shared(const sedq_epilogue *e)
+{
+    const shared s = {
+        opaque(_mm512_castps_si512(_mm512_set1_ps(e->low))),
+        opaque(_mm512_castps_si512(_mm512_set1_ps(e->high))),
+        opaque(_mm512_set1_epi32(e->y_zp)),
+    };
+    return s;
+}
+
+/* the sum over 16 lanes of sedq_scalar_digest */
+INLINE uint64_t digest_shared(const shared *s)
+{
+    __m512i x = _mm512_add_epi32(s->low, _mm512_add_epi32(s->high, _mm512_slli_epi32(s->high, 1)));
+    x = _mm512_add_epi32(x, _mm512_add_epi32(s->y_zp, _mm512_slli_epi32(s->y_zp, 2)));
+    return (uint64_t)_mm512_reduce_add_epi64(add_words(_mm512_setzero_si512(), x));
+}
+
 /* 16 outputs as 32-bit words */
-INLINE __m512i finish(const int kind, const sedq_epilogue *e, const columns *p, __m512i acc, uint32_t row_sum)
+INLINE __m512i finish(const int kind, const sedq_epilogue *e, const columns *p, const shared *s, __m512i acc,
+                      uint32_t row_sum)
 {
     __m512i raw = _mm512_sub_epi32(acc, p->term);
     if (e->w_zp)
@@ -72,18 +115,35 @@ INLINE __m512i finish(const int kind, const sedq_epilogue *e, const columns *p, 
     const __m512 value = _mm512_cvtepi32_ps(raw);
     if (kind == OUT_F32)
         return _mm512_castps_si512(
-            _mm512_max_ps(_mm512_fmadd_ps(value, p->mult, p->bias), _mm512_set1_ps(e->low)));
+            _mm512_max_ps(_mm512_fmadd_ps(value, p->mult, p->bias), _mm512_castsi512_ps(s->low)));
     __m512 y = _mm512_mul_ps(_mm512_add_ps(value, p->bias), p->mult);
-    y = _mm512_max_ps(y, _mm512_set1_ps(e->low));
-    y = _mm512_min_ps(y, _mm512_set1_ps(e->high));
-    return _mm512_add_epi32(_mm512_cvtps_epi32(y), _mm512_set1_epi32(e->y_zp));
+    y = _mm512_max_ps(y, _mm512_castsi512_ps(s->low));
+    y = _mm512_min_ps(y, _mm512_castsi512_ps(s->high));
+    return _mm512_add_epi32(_mm512_cvtps_epi32(y), s->y_zp);
 }
 
-/* the same value, of which the optimiser knows nothing */
-INLINE __m512i opaque(__m512i x)
+/* 16 outputs, as a fault in the arithmetic of requantisation left them */
+INLINE __m512i after_fault(__m512i y)
 {
-    SEDQ_HIDE(x);
-    return x;
+#ifdef SEDQ_FAULT_HOOK
+    _Alignas(64) uint32_t words[16];
+    _mm512_store_si512(words, y);
+    SEDQ_FAULT_EPILOGUE(words, 16);
+    y = _mm512_load_si512(words);
+#endif
+    return y;
+}
+
+/* The same for the second computation, in whose lanes other columns are. */
+INLINE __m512i after_fault_again(__m512i y)
+{
+#ifdef SEDQ_FAULT_HOOK
+    _Alignas(64) uint32_t words[16];
+    _mm512_store_si512(words, y);
+    SEDQ_FAULT_EPILOGUE_AGAIN(words, 16);
+    y = _mm512_load_si512(words);
+#endif
+    return y;
 }
 
 /* the same pointer, to memory of which the optimiser knows nothing */
@@ -119,16 +179,73 @@ INLINE void compare_row_sum(uint32_t row_sum, __m512i y, sedq_tile_sums *sums, i
     sums->row_sums_differ |= row_sum ^ sums->row_sums[r];
 }
 
-/* V strips of 16 columns, the last masked: parameters are loaded once for all rows, and a row's sums stay in registers. */
+/* the halves change places, so that each column goes through another lane */
+INLINE __m512i swapped(__m512i x)
+{
+    return _mm512_castps_si512(_mm512_shuffle_f32x4(_mm512_castsi512_ps(x), _mm512_castsi512_ps(x), 0x4e));
+}
+
+/* ---- check full: the second computation, in other lanes and, where there is a choice, by other instructions */
+
+/* 1.5 * 2^23: added to a float of magnitude below 2^22 it leaves the integer nearest to it, halves to even, in the low bits. */
+enum { ROUNDER_BITS = 0x4b400000 };
+
+INLINE columns load_columns_again(const int kind, const sedq_epilogue *e, int j)
+{
+    columns p = load_columns(kind, e, j);
+    p.term = opaque(swapped(p.term));
+    p.w_zp = opaque(swapped(p.w_zp));
+    p.bias = _mm512_castsi512_ps(opaque(swapped(_mm512_castps_si512(p.bias))));
+    p.mult = _mm512_castsi512_ps(opaque(swapped(_mm512_castps_si512(p.mult))));
+    return p;
+}
+
+/* For bytes: bounds of the sum with the rounder, compared as integers, and what to take from it. */
+INLINE shared load_shared_again(const int kind, const sedq_epilogue *e)
+{
+    shared s = load_shared(e);
+    if (kind == OUT_U8) {
+        const __m512i rounder = _mm512_set1_epi32(ROUNDER_BITS);
+        s.low = _mm512_add_epi32(rounder, _mm512_cvtps_epi32(_mm512_castsi512_ps(s.low)));
+        s.high = _mm512_add_epi32(rounder, _mm512_cvtps_epi32(_mm512_castsi512_ps(s.high)));
+        s.y_zp = _mm512_sub_epi32(rounder, s.y_zp);
+    }
+    return s;
+}
+
+/* 16 outputs, all vectors being swapped. Negative sums and those that are too large are, as integers, beyond the bounds. */
+INLINE __m512i finish_again(const int kind, const sedq_epilogue *e, const columns *p, const shared *s, __m512i acc,
+                            uint32_t row_sum)
+{
+    if (kind != OUT_U8)
+        return finish(kind, e, p, s, acc, row_sum);
+    const __m512 value = _mm512_cvtepi32_ps(finish(OUT_I32, e, p, s, acc, row_sum));
+    const __m512 y = _mm512_mul_ps(_mm512_add_ps(value, p->bias), p->mult);
+    const __m512 rounder = _mm512_castsi512_ps(_mm512_set1_epi32(ROUNDER_BITS));
+    __m512i bits = _mm512_castps_si512(_mm512_add_ps(y, rounder));
+    bits = _mm512_min_epi32(_mm512_max_epi32(bits, s->low), s->high);
+    return _mm512_sub_epi32(bits, s->y_zp);
+}
+
+/* V strips of 16 columns, the last masked: parameters are loaded once for all rows, and a row's sums stay in registers. The digest
+ * is taken after the rows, of the registers that they used. */
 INLINE void store_rows(const int kind, const int check, const int V, int rows, int cols, const int32_t *tile,
                        const uint32_t *row_sums, const sedq_epilogue *e, void *out, int64_t ldo, sedq_tile_sums *sums)
 {
     const __mmask16 last = mask_of(cols - (V - 1) * 16);
-    __m512i digest = _mm512_setzero_si512();
-    columns p[4];
+    const shared s = load_shared(e);
+    columns p[4], q[4]; /* q: for the second computation, loaded anew, as a fault in p would be in both */
+    shared t;
+    const sedq_epilogue *anew = forget(e);
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++)
-        p[v] = load_columns(kind, e, v * 16, &digest);
+        p[v] = load_columns(kind, e, v * 16);
+    if (check == SEDQ_CHECK_FULL) {
+        t = load_shared_again(kind, anew);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++)
+            q[v] = load_columns_again(kind, anew, v * 16);
+    }
     for (int r = 0; r < rows; r++) {
         __m512i acc_sum = _mm512_setzero_si512(), out_sum = _mm512_setzero_si512();
         const uint32_t row_sum = hold_row_sum(row_sums[r]);
@@ -137,19 +254,17 @@ INLINE void store_rows(const int kind, const int check, const int V, int rows, i
             const __mmask16 m = v + 1 < V ? 0xffff : last;
             /* hidden, so that sum and outputs are of one load: else a pointer struck between two would go unseen */
             const __m512i acc = opaque(_mm512_load_si512(tile + r * SEDQ_NR + v * 16));
-            const __m512i y = _mm512_maskz_mov_epi32(m, finish(kind, e, &p[v], acc, row_sum));
+            const __m512i y = _mm512_maskz_mov_epi32(m, after_fault(finish(kind, e, &p[v], &s, acc, row_sum)));
             const int64_t at = r * ldo + v * 16;
             if (check) {
                 acc_sum = _mm512_mask_add_epi32(acc_sum, m, acc_sum, acc);
                 out_sum = _mm512_add_epi32(out_sum, y);
             }
             if (check == SEDQ_CHECK_FULL) {
-                /* parameters and mask anew: a fault in the registers that hold them for all rows would be in both results */
-                const sedq_epilogue *anew = forget(e);
-                __m512i unused = _mm512_setzero_si512();
-                const columns q = load_columns(kind, anew, v * 16, &unused);
-                const __m512i again = finish(kind, anew, &q, opaque(acc), row_sums[r]);
-                sums->twice |= _mm512_cmpneq_epi32_mask(_mm512_maskz_mov_epi32(mask_of(cols - v * 16), opaque(again)), y);
+                /* the mask anew: one that holds for all rows would be in both results */
+                const __m512i second = finish_again(kind, anew, &q[v], &t, swapped(opaque(acc)), row_sums[r]);
+                const __m512i again = swapped(after_fault_again(opaque(second)));
+                sums->twice |= _mm512_cmpneq_epi32_mask(_mm512_maskz_mov_epi32(mask_of(cols - v * 16), again), y);
             }
             if (kind == OUT_U8)
                 _mm_mask_storeu_epi8((uint8_t *)out + at, m, _mm512_cvtepi32_epi8(y));
@@ -164,8 +279,12 @@ INLINE void store_rows(const int kind, const int check, const int V, int rows, i
             compare_row_sum(row_sum, out_sum, sums, r);
     }
     if (check) {
-        add_to(sums->params, digest);
-        sums->params[0] += sedq_scalar_bits(e);
+        __m512i digest = _mm512_loadu_si512(sums->params);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++)
+            digest = add_columns(kind, e, &p[v], digest);
+        _mm512_storeu_si512(sums->params, digest);
+        sums->scalars += digest_shared(&s);
     }
 }
 

@@ -92,13 +92,32 @@ static inline void sedq_strike(int site, void *words, int64_t rows, int64_t cols
     }
 }
 
+/* The second computation of what a site counted, which is no visit: words first .. first + count of the n that there are. A fault
+ * that is stuck, struck once and armed still, strikes whatever is in the lane that it is in. */
+static inline void sedq_strike_again(int site, void *words, int64_t first, int64_t count, int64_t n, int size)
+{
+    sedq_fault_plan *plan = &sedq_fault_plans[site];
+    if (!plan->fired || plan->countdown != 1 || n < 1)
+        return;
+    const int64_t at = plan->element % n - first;
+    if (at >= 0 && at < count)
+        sedq_strike_word(plan, words, at, size);
+}
+
 #define SEDQ_FAULT_TILE(tile, rows, width) sedq_strike(SEDQ_FAULT_TILE_SITE, tile, rows, width, SEDQ_NR, 4)
 #define SEDQ_FAULT_BAG(words, n) sedq_strike(SEDQ_FAULT_BAG_SITE, words, 1, n, n, 4)
 #define SEDQ_FAULT_EPILOGUE(words, n) sedq_strike(SEDQ_FAULT_EPILOGUE_SITE, words, 1, n, n, 4)
+#define SEDQ_FAULT_EPILOGUE_AGAIN(words, n) sedq_strike_again(SEDQ_FAULT_EPILOGUE_SITE, words, 0, n, n, 4)
+#define SEDQ_FAULT_BAG_AGAIN(words, first, count, n) sedq_strike_again(SEDQ_FAULT_BAG_SITE, words, first, count, n, 4)
+#define SEDQ_FAULT_CODES_AGAIN(words, first, count, n)                                                                 \
+    sedq_strike_again(SEDQ_FAULT_CODES_SITE, words, first, count, n, 4)
 #else
 #define SEDQ_FAULT_TILE(tile, rows, width) ((void)0)
 #define SEDQ_FAULT_BAG(words, n) ((void)0)
 #define SEDQ_FAULT_EPILOGUE(words, n) ((void)0)
+#define SEDQ_FAULT_EPILOGUE_AGAIN(words, n) ((void)0)
+#define SEDQ_FAULT_BAG_AGAIN(words, first, count, n) ((void)0)
+#define SEDQ_FAULT_CODES_AGAIN(words, first, count, n) ((void)0)
 #endif
 
 #endif

@@ -92,10 +92,15 @@ static int quantize(const float *x, int64_t n, float inverse_scale, int32_t zp, 
     return nan;
 }
 
-static void dots(const float *t, int64_t features, int64_t dim, float *out)
+/* The second computation is no visit. A fault that is stuck strikes the same lanes in it, where other pairs are. */
+static void dots(const float *t, int64_t features, int64_t dim, int again, float *out)
 {
-    sound()->dots(t, features, dim, out);
-    sedq_strike(SEDQ_FAULT_DOTS_SITE, out, 1, features * (features - 1) / 2, 0, 4);
+    const int64_t n = features * (features - 1) / 2;
+    sound()->dots(t, features, dim, again, out);
+    if (again)
+        sedq_strike_again(SEDQ_FAULT_DOTS_SITE, out, 1, n, n, 4);
+    else
+        sedq_strike(SEDQ_FAULT_DOTS_SITE, out, 1, n, 0, 4);
 }
 
 void sedq_wrap_fault_sites(sedq_context *c)

@@ -84,6 +84,17 @@ static int32_t requantized(const sedq_epilogue *e, int j, int32_t raw)
     return (int32_t)rintf(v) + e->y_zp;
 }
 
+/* The same by other instructions: added to a float of magnitude below 2^22, 1.5 * 2^23 leaves the integer nearest to it, halves to
+ * even, in the low bits. Negative sums and those that are too large are, as integers, beyond the bounds. */
+static int32_t requantized_again(const sedq_epilogue *e, int j, int32_t raw)
+{
+    const float rounder = 0x1.8p23f, sum = ((float)raw + e->bias[j]) * e->mult[j] + rounder;
+    const int32_t low = (int32_t)bits(rounder) + (int32_t)e->low, high = (int32_t)bits(rounder) + (int32_t)e->high;
+    int32_t v = (int32_t)bits(sum);
+    v = v < low ? low : v > high ? high : v;
+    return v - ((int32_t)bits(rounder) - e->y_zp);
+}
+
 static float real(const sedq_epilogue *e, int j, int32_t raw)
 {
     const float v = fmaf((float)raw, e->mult[j], e->bias[j]);
@@ -111,28 +122,25 @@ static uint32_t recomputed(int kind, const sedq_epilogue *e, int j, const volati
     if (kind == OUT_I32)
         return (uint32_t)raw;
     if (kind == OUT_U8)
-        return (uint32_t)requantized(e, j, raw);
+        return (uint32_t)requantized_again(e, j, raw);
     return bits(real(e, j, raw));
 }
 
-static uint32_t parameters(int kind, const sedq_epilogue *e, int j)
+static uint64_t parameters(int kind, const sedq_epilogue *e, int j)
 {
-    uint32_t sum = (uint32_t)e->col_term[j];
+    uint64_t sum = (uint32_t)e->col_term[j];
     if (e->w_zp)
         sum += (uint32_t)e->w_zp[j];
     if (kind != OUT_I32)
-        sum += bits(e->bias[j]) + bits(e->mult[j]);
+        sum += (uint64_t)bits(e->bias[j]) + bits(e->mult[j]);
     return sum;
 }
 
 static void store(int kind, int rows, int cols, const int32_t *acc, const uint32_t *row_sums, const sedq_epilogue *e,
                   void *out, int64_t ldo, int check, sedq_tile_sums *sums)
 {
-    if (check) {
-        sums->params[0] += sedq_scalar_bits(e);
-        for (int j = 0; j < cols; j++)
-            sums->params[j % 16] += parameters(kind, e, j);
-    }
+    const sedq_epilogue *anew = e, used = *e; /* what the arithmetic has is what is summed */
+    e = &used;
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < cols; j++) {
             const int32_t *v = acc + r * SEDQ_NR + j;
@@ -144,8 +152,13 @@ static void store(int kind, int rows, int cols, const int32_t *acc, const uint32
             if (e->w_zp)
                 sums->row_sums_differ |= row_sum ^ sums->row_sums[r];
             if (check == SEDQ_CHECK_FULL)
-                sums->twice |= y ^ recomputed(kind, e, j, v, row_sums[r]);
+                sums->twice |= y ^ recomputed(kind, anew, j, v, row_sums[r]);
         }
+    if (check) {
+        for (int j = 0; j < cols; j++)
+            sums->params[j % 8] += parameters(kind, e, j);
+        sums->scalars += 16 * (uint64_t)sedq_scalar_digest(e->low, e->high, e->y_zp);
+    }
 }
 
 static void store_i32(int rows, int cols, const int32_t *acc, const uint32_t *row_sums, const sedq_epilogue *e,

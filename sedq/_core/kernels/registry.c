@@ -12,6 +12,7 @@ static void init_reference(sedq_context *c)
 {
     SEDQ_INIT(gemm_reference)(c);
     SEDQ_INIT(embedding_reference)(c);
+    SEDQ_INIT(again_reference)(c);
     SEDQ_INIT(dense_reference)(c);
 }
 
@@ -23,6 +24,7 @@ static void init_avx2(sedq_context *c)
     SEDQ_INIT(gemm_avx2)(c);
     SEDQ_INIT(epilogue_avx2)(c);
     SEDQ_INIT(embedding_avx2)(c);
+    SEDQ_INIT(again_avx2)(c);
     SEDQ_INIT(scan_avx2)(c);
     SEDQ_INIT(dense_avx2)(c);
 }
@@ -56,6 +58,7 @@ static void init_avx512vnni(sedq_context *c)
     SEDQ_INIT(epilogue_avx512vnni)(c);
     SEDQ_INIT(embedding_avx512vnni)(c);
 #ifdef SEDQ_BUILD_AVX2
+    SEDQ_INIT(again_avx2)(c); /* the second computation is to be another one, and its vectors are */
     SEDQ_INIT(scan_avx2)(c); /* what has AVX-512 has AVX2, and memory is no faster */
 #endif
     SEDQ_INIT(dense_avx512vnni)(c);

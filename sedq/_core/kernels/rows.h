@@ -6,6 +6,11 @@
 
 #include <math.h>
 
+static inline int64_t sedq_index(const void *indices, int index_bytes, int64_t i)
+{
+    return index_bytes == 4 ? ((const int32_t *)indices)[i] : ((const int64_t *)indices)[i];
+}
+
 static inline uint32_t sedq_word(const sedq_table *t, int w, int64_t row)
 {
     uint32_t u;

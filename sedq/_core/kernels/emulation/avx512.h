@@ -55,6 +55,8 @@ HALVES_2(__m512i, si, add_epi64)
 HALVES_2(__m512i, si, sub_epi32)
 HALVES_2(__m512i, si, sub_epi64)
 HALVES_2(__m512i, si, mullo_epi32)
+HALVES_2(__m512i, si, max_epi32)
+HALVES_2(__m512i, si, min_epi32)
 HALVES_2(__m512i, si, sad_epu8)
 HALVES_2(__m512i, si, unpacklo_epi32)
 HALVES_2(__m512i, si, unpackhi_epi32)
@@ -367,6 +369,11 @@ EMULATED __m512 emulated_mm512_maskz_loadu_ps(__mmask16 m, const void *p) { retu
 EMULATED __m256i emulated_mm256_maskz_loadu_epi32(__mmask8 m, const void *p)
 {
     return emulated_maskz_load(m, p, 8, 4).half_si[0];
+}
+
+EMULATED __m128i emulated_mm_maskz_loadu_epi8(__mmask16 m, const void *p)
+{
+    return emulated_maskz_load(m, p, 16, 1).part_si[0];
 }
 
 EMULATED __m256 emulated_mm256_maskz_loadu_ps(__mmask8 m, const void *p)

@@ -108,8 +108,12 @@
 #define _mm512_maskz_mov_epi32 emulated_mm512_maskz_mov_epi32
 #undef _mm512_maskz_mov_ps
 #define _mm512_maskz_mov_ps emulated_mm512_maskz_mov_ps
+#undef _mm512_max_epi32
+#define _mm512_max_epi32 emulated_mm512_max_epi32
 #undef _mm512_max_ps
 #define _mm512_max_ps emulated_mm512_max_ps
+#undef _mm512_min_epi32
+#define _mm512_min_epi32 emulated_mm512_min_epi32
 #undef _mm512_min_ps
 #define _mm512_min_ps emulated_mm512_min_ps
 #undef _mm512_mul_pd
@@ -178,6 +182,8 @@
 #define _mm512_unpacklo_epi64 emulated_mm512_unpacklo_epi64
 #undef _mm512_unpacklo_pd
 #define _mm512_unpacklo_pd emulated_mm512_unpacklo_pd
+#undef _mm_maskz_loadu_epi8
+#define _mm_maskz_loadu_epi8 emulated_mm_maskz_loadu_epi8
 #undef _mm_mask_storeu_epi8
 #define _mm_mask_storeu_epi8 emulated_mm_mask_storeu_epi8
 
