@@ -82,7 +82,7 @@ static int same_codes(const float *x, int64_t n, float inverse_scale, int32_t zp
                       i + 1, n);
     }
     *sum = reduce(c.sum);
-    return !_mm256_testz_si256(c.differs, c.differs) | (_mm256_movemask_ps(c.nan) != 0) << 1;
+    return (_mm256_testz_si256(c.differs, c.differs) ? 0 : 1) | (_mm256_movemask_ps(c.nan) ? 2 : 0);
 }
 
 /* 16 lanes, then the reference's tree: lanes l + 8, + 4, + 2, + 1. Again: the last sums in the highest lane. */

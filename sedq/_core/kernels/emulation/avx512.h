@@ -96,6 +96,7 @@ EMULATED __m512 emulated_mm512_setzero_ps(void) { LANES(16, f32, 0) return r.ps;
 EMULATED __m512d emulated_mm512_setzero_pd(void) { LANES(8, f64, 0) return r.pd; }
 EMULATED __m512i emulated_mm512_set1_epi8(char a) { LANES(64, u8, (uint8_t)a) return r.si; }
 EMULATED __m512i emulated_mm512_set1_epi32(int a) { LANES(16, i32, a) return r.si; }
+EMULATED __m512 emulated_mm512_castsi512_ps(__m512i a) { return ZMM(si, a).ps; }
 EMULATED __m512i emulated_mm512_set1_epi64(long long a) { LANES(8, u64, (uint64_t)a) return r.si; }
 EMULATED __m512 emulated_mm512_set1_ps(float a) { LANES(16, f32, a) return r.ps; }
 EMULATED __m512d emulated_mm512_set1_pd(double a) { LANES(8, f64, a) return r.pd; }

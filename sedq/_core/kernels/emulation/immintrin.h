@@ -36,6 +36,8 @@
 #define _mm512_castsi512_si128 emulated_mm512_castsi512_si128
 #undef _mm512_castsi512_si256
 #define _mm512_castsi512_si256 emulated_mm512_castsi512_si256
+#undef _mm512_castsi512_ps
+#define _mm512_castsi512_ps emulated_mm512_castsi512_ps
 #undef _mm512_cmp_ps_mask
 #define _mm512_cmp_ps_mask emulated_mm512_cmp_ps_mask
 #undef _mm512_cmpge_epu32_mask
