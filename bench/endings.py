@@ -7,6 +7,8 @@ every repair. A fault in a kernel strikes once, or is stuck for the whole call.
 
 Exit status 1 if an answer was wrong after a detection, if an operand was repaired to something else than it was, or if a
 promised fault was missed: any single bit, and any single word of weights and parameters, under ``"exact"`` and ``"full"``.
+A table is also scrubbed, with its redundancy: "raised" then counts what a scrub reports and leaves as it is.
+
 --docs writes the figures between the two marks of a page.
 """
 
@@ -57,6 +59,7 @@ class Case:
     levels: tuple[str, ...]
     sites: dict[str, list[Array]]
     forget: Callable[[], None] = lambda: None
+    bag: sedq.EmbeddingBag | None = None
     right: list[Array] = field(default_factory=list)
     saved: dict[str, list[Array]] = field(default_factory=dict)
 
@@ -130,7 +133,7 @@ def table(rng: np.random.Generator, bits: int, dim: int, weighted: bool, **kept:
     beside = [] if redundancy.locator is None else [redundancy.locator.syndromes]
     beside += [] if redundancy.parity is None else [redundancy.parity.rows, redundancy.parity.crc]
     sites = {"rows": [rows[:, :-8]], "digests": [rows[:, -8:]]} | ({"redundancy": beside} if beside else {})
-    return Case("bag", call, len(requests), ("exact", "full", "digest"), sites)
+    return Case("bag", call, len(requests), ("exact", "full", "digest"), sites, bag=bag)
 
 
 def cases(rng: np.random.Generator) -> list[Case]:
@@ -231,8 +234,36 @@ class Figures:
         self.outcomes[group, outcome] += 1
 
 
+def scrubbed(case: Case, rng: np.random.Generator, figures: Figures, trial: int) -> None:
+    """Strike a table at rest and scrub it: a row must then be right, or be reported and left as it is."""
+    assert case.bag is not None
+    flips, spread = int(rng.integers(1, 9)), bool(rng.integers(2))
+    site = list(case.sites)[int(rng.integers(len(case.sites)))]
+    drawn(rng, case.sites[site], flips, spread).flip()
+    rows, redundancy = case.bag._table.rows, [a.copy() for a in case.sites.get("redundancy", [])]
+    struck = rows.copy()
+    right = np.hstack([case.saved["rows"][0], case.saved["digests"][0]])
+    report = case.bag.scrub(redundancy=True)
+    wrong = np.flatnonzero((rows != right).any(axis=1))
+    unseen = [row for row in wrong.tolist() if row not in report.left]
+    changed = [row for row in report.left if rows[row].tobytes() != struck[row].tobytes()]
+    kept = all(a.tobytes() == b.tobytes() for a, b in zip(case.sites.get("redundancy", []), redundancy, strict=True))
+    size = "1 bit" if flips == 1 else "2 to 8 bits of a word" if not spread else "2 to 8 bits"
+    outcome = "missed" if unseen else "raised" if report.left or report.stale else "corrected" if report.found else "masked"
+    if changed or not kept:
+        outcome = "wrong after a detection"
+    group = ("bag", site, "scrub", size, "stays")
+    figures.add(group, outcome)
+    if outcome == "wrong after a detection" or (outcome == "missed" and flips == 1):
+        figures.failures.append(f"trial {trial}: {', '.join(group)}: {outcome}")
+    case.reset()
+
+
 def run(case: Case, rng: np.random.Generator, figures: Figures, trial: int) -> None:
     """Make one trial."""
+    if case.bag is not None and rng.integers(5) == 0:
+        scrubbed(case, rng, figures, trial)
+        return
     check = case.levels[int(rng.integers(len(case.levels)))]
     flips = int(rng.integers(1, 9))
     spread, i = bool(rng.integers(2)), int(rng.integers(case.inputs))
