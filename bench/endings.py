@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sedq
-from sedq import recovery
-from sedq.faults import inject
+from sedq import detection
+from sedq.faults import _inject
 
 Array = NDArray[Any]
 MARKS = "<!-- endings: begin -->", "<!-- endings: end -->"
@@ -186,7 +186,7 @@ def drawn(rng: np.random.Generator, arrays: list[Array], flips: int, spread: boo
 def in_memory(bits: Bits, persistence: str) -> Iterator[None]:
     """Let a fault strike memory while a block runs."""
     bits.flip()
-    held, honest = bits.read(), recovery.handle
+    held, honest = bits.read(), detection.handle
     gone = False
 
     def handle(call: Any, *arguments: Any, **how: Any) -> None:
@@ -205,11 +205,11 @@ def in_memory(bits: Bits, persistence: str) -> Iterator[None]:
         call.repair = repaired
         honest(call, *arguments, **how)
 
-    recovery.handle = handle
+    detection.handle = handle
     try:
         yield
     finally:
-        recovery.handle = honest
+        detection.handle = honest
 
 
 @contextmanager
@@ -217,7 +217,7 @@ def in_kernel(rng: np.random.Generator, site: str, flips: int, stuck: bool) -> I
     """Let a fault strike one word of what a kernel computes, once or at every visit."""
     flip = int(np.bitwise_or.reduce(1 << rng.choice(32, size=flips, replace=False)))
     plan = (int(rng.integers(3)) * (not stuck), int(rng.integers(1 << 16)), flip, 2**40 if stuck else 1)
-    with inject.hooked_call(site, plan):
+    with _inject.hooked_call(site, plan):
         yield
 
 

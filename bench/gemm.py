@@ -15,7 +15,7 @@ import numpy as np
 import peers
 
 import sedq
-from sedq import reference
+from helpers import oracles
 
 # (m, n, k): the shapes of Li et al., arXiv:2103.00130
 PAPER = (
@@ -53,7 +53,7 @@ def compare(m: int, n: int, k: int, threads: int, rng: np.random.Generator) -> t
         check: (lambda c=check: sedq.qlinear(x, packed, **ACTIVATION, check=c, num_threads=threads))
         for check in ("off", "exact", "full")
     }
-    expected = reference.qlinear(x, w, scale=scale, bias=np.zeros(n, np.float32), **ACTIVATION)
+    expected = oracles.qlinear(x, w, scale=scale, bias=np.zeros(n, np.float32), **ACTIVATION)
     for check, call in variants.items():
         if not np.array_equal(call(), expected):
             raise SystemExit(f"{(m, n, k)}: check={check!r} is wrong")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sedq import dequantize, quantize
 from sedq.datasets import Requests, load_msweb
 from sedq.datasets._minilm import load_minilm
-from sedq.float_model import FloatDLRM, float_dlrm, mlp
-from sedq.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
+from sedq.models._float import FloatDLRM, float_dlrm, mlp
+from sedq.quantization import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
 
 Array = NDArray[Any]
 BATCH = 64

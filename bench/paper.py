@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import sedq
 from sedq import _statistics, faults
-from sedq.faults import targets
+from sedq.faults import _targets
 
 Array = NDArray[Any]
 Figures = dict[str, Any]
@@ -151,7 +151,7 @@ def bag_figures(values: str, dim: int, trials: int) -> Figures:
     rng = np.random.default_rng([dim, values == "normal"])
     table = rng.random((100_000, dim)) if values == "uniform" else rng.normal(size=(100_000, dim))
     bag = sedq.EmbeddingBag.from_float(table.astype(np.float32))
-    words = targets.memory(bag, "table.codes")
+    words = _targets.memory(bag, "table.codes")
     assert words is not None
     starts = np.arange(0, 1000, 100)
     calls = [(rng.integers(0, 100_000, 1000), starts) for _ in range(1000)]

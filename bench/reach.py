@@ -22,7 +22,8 @@ import measure
 import numpy as np
 
 import sedq
-from sedq import _statistics, demo, faults
+from sedq import _statistics, faults
+from sedq.commands import _demo
 from sedq.datasets import load_msweb
 from sedq.faults import _summary
 from sedq.faults._residuals import residuals_of
@@ -76,7 +77,7 @@ def tables(rng: np.random.Generator) -> Iterator[tuple[str, Any, list[Any]]]:
 def campaigns(scale: float) -> Iterator[tuple[str, faults.Campaign, int]]:
     rng = np.random.default_rng(0)
     data = load_msweb()
-    model = demo.build(data)
+    model = _demo.build(data)
     requests = [data.heldout.batch(i, i + 2) for i in range(0, len(data.heldout), 32)]
     for check, trials in (("exact", 420_000), ("full", 100_000)):
         yield f"MSWeb model, {check}", campaign(model, requests, check), int(trials * scale)

@@ -10,7 +10,7 @@ import numpy as np
 import peers
 
 import sedq
-from sedq import reference
+from helpers import oracles
 
 
 def main(m: int = 64, n: int = 512, k: int = 256) -> None:
@@ -24,7 +24,7 @@ def main(m: int = 64, n: int = 512, k: int = 256) -> None:
         "y_scale": peers.Y_SCALE,
         "y_zero_point": peers.Y_ZERO,
     }
-    exact = reference.qlinear(x, w, scale=scale, bias=bias, **activation).astype(int)
+    exact = oracles.qlinear(x, w, scale=scale, bias=bias, **activation).astype(int)
     results = {name: read(call()) for name, (call, read) in peers.linear_peers(x, w, scale, 1).items()}
     results["sedq"] = sedq.qlinear(x, sedq.pack_weights(w, scale, bias=bias), **activation)
     print(f"({m}, {n}, {k}), operands over their whole range, sedq on {sedq.versions()['instruction set chosen']}")

@@ -14,19 +14,34 @@ except ModuleNotFoundError as error:
         "and import sedq from another directory, or 'pip install --no-build-isolation --editable .' to work on it."
     ) from None
 
-from sedq import checks, datasets, faults, scrub
+from sedq import datasets, faults, files
 from sedq._config import Settings, config_context, get_config, set_config
 from sedq._info import show_versions, versions
 from sedq.calibration import ThresholdCalibration, calibrate_thresholds
-from sedq.dlrm import DLRM
+from sedq.detection import Event, Monitor, monitor
 from sedq.embedding import EmbeddingBag, EmbeddingBagCollection, IndexBatch, ScrubReport
 from sedq.exceptions import CalibrationWarning, ModelFileError, SedqWarning, SoftErrorDetected, SoftErrorWarning
-from sedq.linear import matmul_integer, qlinear, qlinear_dynamic
-from sedq.monitoring import Event, Monitor, monitor
-from sedq.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
-from sedq.qparams import QParams, choose_qparams, dequantize, quantize
-from sedq.quantized_linear import QuantizedLinear
-from sedq.weights import PackedWeights, WeightsReport, pack_weights
+from sedq.linear import (
+    PackedWeights,
+    QuantizedLinear,
+    WeightsReport,
+    checksums,
+    matmul_integer,
+    pack_weights,
+    qlinear,
+    qlinear_dynamic,
+)
+from sedq.models import DLRM
+from sedq.quantization import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
+    PercentileObserver,
+    QParams,
+    choose_qparams,
+    dequantize,
+    quantize,
+)
 
 __all__ = [
     "DLRM",
@@ -53,12 +68,13 @@ __all__ = [
     "WeightsReport",
     "__version__",
     "calibrate_thresholds",
-    "checks",
+    "checksums",
     "choose_qparams",
     "config_context",
     "datasets",
     "dequantize",
     "faults",
+    "files",
     "get_config",
     "matmul_integer",
     "monitor",
@@ -66,7 +82,6 @@ __all__ = [
     "qlinear",
     "qlinear_dynamic",
     "quantize",
-    "scrub",
     "set_config",
     "show_versions",
     "versions",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sedq.recovery import Event
+    from sedq.detection import Event
 
 __all__ = ["CalibrationWarning", "ModelFileError", "SedqWarning", "SoftErrorDetected", "SoftErrorWarning"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import sedq
 from sedq import faults
 from sedq._core import _dispatch
-from sedq.faults import inject
+from sedq.faults import _inject
 
 Array = NDArray[Any]
 
@@ -136,7 +136,7 @@ def test_transient_faults_under_mod127_are_corrected(
     x = rng.integers(0, 8, size=(40, 24)).astype(np.uint8)
     packed = sedq.pack_weights(rng.integers(-128, 128, (12, 24)).astype(np.int8), encode=("mod127",))
     expected = sedq.matmul_integer(x, packed, check="off")
-    with sedq.monitor() as m, inject.hooked_call("tile", (0, 3, 0, 1000 if stuck else 1, 0xFFFFFFFF, 0, 127 * 3 + 1)):
+    with sedq.monitor() as m, _inject.hooked_call("tile", (0, 3, 0, 1000 if stuck else 1, 0xFFFFFFFF, 0, 127 * 3 + 1)):
         np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="mod127"), expected)
     assert m.verdicts == {"transient": m.detections}
     assert m.detections
@@ -151,7 +151,7 @@ def test_bags_below_the_bound_are_right_after_another_was_found(check: str, kern
     bag = sedq.EmbeddingBag.from_float(table)
     indices = np.array([[0, 0], [1, 2], [2, 3]])
     expected = bag(indices)
-    with sedq.monitor() as m, inject.hooked_call("bag", (0, 3, 1 << 11, 1000)):
+    with sedq.monitor() as m, _inject.hooked_call("bag", (0, 3, 1 << 11, 1000)):
         np.testing.assert_array_equal(bag(indices, check="off") != expected, np.arange(8) == np.full((3, 1), 3))
         np.testing.assert_array_equal(bag(indices, check=check, on_error="recover"), expected)
     assert {e.row for e in m.events if e.kind == "sum"} == {0}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import sedq
-from sedq import cli
-from sedq.calibration import ThresholdCalibration, _command
+from sedq.calibration import ThresholdCalibration
+from sedq.commands import _calibrate, _main
 from sedq.datasets import load_msweb
 
 
@@ -28,7 +28,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_default_is_the_bound_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["calibrate"]) == 0
+    assert _main.main(["calibrate"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "threshold       bound, the rounding bound" in out
@@ -41,7 +41,7 @@ def test_files_hold_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtur
     report, saved = tmp_path / "r.json", tmp_path / "c.json"
     report.write_text("what was here")
     arguments = ["--target-fpr", "0.01", "--unit", "bag", "--json", str(report), "--save", str(saved)]
-    assert cli.main(["calibrate", *arguments]) == 0
+    assert _main.main(["calibrate", *arguments]) == 0
     result, cal = json.loads(report.read_text()), ThresholdCalibration.load(saved)
     assert result["version"] == 1
     assert result["calibration"] == json.loads(json.dumps(cal.to_dict()))
@@ -71,22 +71,22 @@ def test_a_tail_is_described(
     indices = [rng.integers(0, len(table), 40_000) for table in tables]
     write_requests(tmp_path / "r.npz", r.dense, indices, [np.arange(0, 40_001, 10)] * len(tables))
     arguments = ["--model", str(model_file), "--requests", str(tmp_path / "r.npz"), "--method", "gpd", "--extrapolate"]
-    assert cli.main(["calibrate", *arguments, "--target-fpr", "1e-5", "--unit", "request"]) == 0
+    assert _main.main(["calibrate", *arguments, "--target-fpr", "1e-5", "--unit", "request"]) == 0
     out = capsys.readouterr().out
     assert "Anderson-Darling" in out
     assert "times beyond one in" in out
 
 
 def test_no_tail_of_bags_that_occur_again_and_again(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["calibrate", "--target-fpr", "1e-3", "--unit", "bag", "--method", "gpd"]) == 0
+    assert _main.main(["calibrate", "--target-fpr", "1e-3", "--unit", "bag", "--method", "gpd"]) == 0
     assert "expected at least 50 for a tail; the bound stays" in capsys.readouterr().out
 
 
 def test_a_saved_model_gives_the_same(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["calibrate", "--target-fpr", "0.01"]
-    assert cli.main(arguments) == 0
+    assert _main.main(arguments) == 0
     packaged = capsys.readouterr().out
-    assert cli.main([*arguments, "--model", str(model_file)]) == 0
+    assert _main.main([*arguments, "--model", str(model_file)]) == 0
     assert capsys.readouterr().out == packaged.replace("MSWeb:", f"{model_file}:")
 
 
@@ -95,21 +95,21 @@ def test_requests_of_a_file(model_file: Path, tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "requests.npz"
     write_requests(path, r.dense, r.indices, r.offsets)
     arguments = ["calibrate", "--model", str(model_file), "--requests", str(path), "--target-fpr", "0.02"]
-    assert cli.main(arguments) == 0
+    assert _main.main(arguments) == 0
     assert "1000 requests to calibrate" in capsys.readouterr().out
     write_requests(path, r.dense, r.indices, [o[::-1] if t == 2 else o for t, o in enumerate(r.offsets)])
-    assert cli.main(arguments) == 2
+    assert _main.main(arguments) == 2
     assert "--requests: got" in capsys.readouterr().err
 
 
 def test_a_contradiction_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    honest = _command.calibrate_thresholds
+    honest = _calibrate.calibrate_thresholds
 
     def boasting(*args: Any, **options: Any) -> ThresholdCalibration:
         return dataclasses.replace(honest(*args, **options), threshold=1.5)
 
-    monkeypatch.setattr(_command, "calibrate_thresholds", boasting)
-    assert cli.main(["calibrate", "--target-fpr", "0.01"]) == 1
+    monkeypatch.setattr(_calibrate, "calibrate_thresholds", boasting)
+    assert _main.main(["calibrate", "--target-fpr", "0.01"]) == 1
     assert "THE COUNT CONTRADICTS THE STATED RATE" in capsys.readouterr().out
 
 
@@ -130,14 +130,14 @@ def test_where_the_rate_lies(
     stated: Any, status: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Per bag, with an interval that is not what the threshold has."""
-    honest = _command.calibrate_thresholds
+    honest = _calibrate.calibrate_thresholds
 
     def misstating(*args: Any, **options: Any) -> ThresholdCalibration:
         cal = honest(*args, **options)
         return dataclasses.replace(cal, fpr_interval=stated(*cal.fpr_interval))
 
-    monkeypatch.setattr(_command, "calibrate_thresholds", misstating)
-    assert cli.main(["calibrate", "--target-fpr", "0.01", "--unit", "bag"]) == status
+    monkeypatch.setattr(_calibrate, "calibrate_thresholds", misstating)
+    assert _main.main(["calibrate", "--target-fpr", "0.01", "--unit", "bag"]) == status
     assert message in capsys.readouterr().out
 
 
@@ -155,7 +155,7 @@ def test_where_the_rate_lies(
     ],
 )
 def test_invalid_runs_end_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["calibrate", *arguments]) == 2
+    assert _main.main(["calibrate", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("sedq: ")
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_request_file(tmp_path: Path, capsys: pytest.CaptureFi
     path = tmp_path / "x.npz"
     for content in (b"", b"no archive"):
         path.write_bytes(content)
-        assert cli.main(["calibrate", "--requests", str(path)]) == 2
+        assert _main.main(["calibrate", "--requests", str(path)]) == 2
         assert "expected an .npz of requests" in capsys.readouterr().err
 
 
@@ -178,20 +178,20 @@ def test_packaged_requests_do_not_fit_another_model(tmp_path: Path, capsys: pyte
     model = sedq.DLRM(data.bottom, rows, data.top, data.modes)
     path = tmp_path / "m.npz"
     model.quantize((c.dense, c.indices, c.offsets), include_last_offset=True).save(path)
-    assert cli.main(["calibrate", "--model", str(path)]) == 2
+    assert _main.main(["calibrate", "--model", str(path)]) == 2
     assert "give --requests" in capsys.readouterr().err
 
 
 def test_a_corrupted_table_is_no_sample(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    honest = _command._load
+    honest = _calibrate._load
 
     def struck(options: Any) -> Any:
         model, requests, name = honest(options)
         sedq.faults.flip_row_bit(model.bags[3], int(requests.indices[3][0]), 3)
         return model, requests, name
 
-    monkeypatch.setattr(_command, "_load", struck)
-    assert cli.main(["calibrate"]) == 2
+    monkeypatch.setattr(_calibrate, "_load", struck)
+    assert _main.main(["calibrate"]) == 2
     assert "the samples must be free of faults" in capsys.readouterr().err
 
 
@@ -221,7 +221,7 @@ def test_requests_that_do_not_fit_the_model_end_with_2(
     for arguments in (["calibrate"], ["campaign", "--trials", "10"]):
         if spoil == "width" and arguments == ["calibrate"]:  # which reads no dense features
             continue
-        assert cli.main([*arguments, "--requests", str(path)]) == 2
+        assert _main.main([*arguments, "--requests", str(path)]) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("sedq: ")

@@ -12,8 +12,9 @@ import pytest
 import sedq
 from helpers import calibrations
 from helpers.calibrations import ROWS, alarms, table, trace
-from sedq import demo, faults
+from sedq import faults
 from sedq.calibration import calibrate_thresholds
+from sedq.commands import _demo
 from sedq.datasets import Trace, load_msweb
 from sedq.exceptions import SoftErrorDetected
 
@@ -113,7 +114,7 @@ def test_plot_draws_every_part(bag: sedq.EmbeddingBag) -> None:
 
 @pytest.mark.parametrize("form", ["tuple", "list", "object"])
 def test_samples_of_a_model_are_requests_that_fit_it(form: str) -> None:
-    model = demo.build(load_msweb())
+    model = _demo.build(load_msweb())
     r = load_msweb().heldout.batch(0, 20)
 
     def samples(dense: Any, offsets: Any) -> Any:

@@ -11,12 +11,12 @@ import pytest
 import sedq
 from helpers.campaigns import TRIALS, Make, everywhere, layer, product, table
 from sedq import _statistics, faults
-from sedq.faults import targets
+from sedq.faults import _targets
 
 
 def without_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have protected calls made with the checks off."""
-    for kind in (targets.ProductTarget, targets.LayerTarget, targets.BagTarget, targets.ModelTarget):
+    for kind in (_targets.ProductTarget, _targets.LayerTarget, _targets.BagTarget, _targets.ModelTarget):
         call = kind.call
         monkeypatch.setattr(
             kind, "call", lambda self, batch, check, threshold, call=call: call(self, batch, "off", threshold)

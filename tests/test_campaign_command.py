@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from helpers.reports import Page, validator
-from sedq import cli, demo, faults
+from sedq import faults
+from sedq.commands import _campaign, _demo, _main
 from sedq.datasets import load_msweb
-from sedq.faults import command, targets
+from sedq.faults import _targets
 
 
 def run(*arguments: object) -> int:
-    return cli.main(["campaign", *map(str, arguments)])
+    return _main.main(["campaign", *map(str, arguments)])
 
 
 def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,8 +50,8 @@ def test_exit_status_1_if_the_goal_does_not_hold(
     assert "--goal: got none" in capsys.readouterr().err
     assert run(*options, "--goal", 0.1) == 1
     assert run("--trials", 60, "--sites", "table.scale", "--goal", 0.2) == 0
-    call = targets.ModelTarget.call
-    monkeypatch.setattr(targets.ModelTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
+    call = _targets.ModelTarget.call
+    monkeypatch.setattr(_targets.ModelTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
     figures = tmp_path / "out.json"
     assert run("--trials", 60, "--sites", "table.scale", "--json", figures) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "goal DOES NOT HOLD"
@@ -109,7 +110,7 @@ def _missing() -> None:
 
 def test_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = load_msweb()
-    demo.build(data).save(tmp_path / "model.sedq")
+    _demo.build(data).save(tmp_path / "model.sedq")
     options = ["--model", tmp_path / "model.sedq", "--batch", 2, "--trials", 160]
     assert run(*options) == 0
     printed = capsys.readouterr().out
@@ -117,7 +118,7 @@ def test_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == printed
     assert run(*options, "--list-sites") == 0
     names = capsys.readouterr().out.split()
-    model, inputs = command._packaged(2)
+    model, inputs = _campaign._packaged(2)
     assert names == faults.site_names(model, inputs)
 
 
@@ -131,7 +132,7 @@ def test_requests_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     described = json.loads(figures.read_text())["campaign"]
     assert described["batches"] == 6
     parts = [r.batch(i, i + 4) for i in range(0, 22, 4)]
-    model, _ = command._packaged(4)
+    model, _ = _campaign._packaged(4)
     same = faults.Campaign(model, [(p.dense, p.indices, p.offsets) for p in parts], sites=["weights"])
     assert same.describe()["fingerprint"] == described["fingerprint"]
     np.savez(path, dense=r.dense[:0], **{k: a[:1] if "off" in k else a[:0] for k, a in arrays.items()})
@@ -155,6 +156,6 @@ def test_of_many_batches_as_many_as_were_said_are_taken(tmp_path: Path, monkeypa
     arrays = {f"{key}_{t}": a for key in ("indices", "offsets") for t, a in enumerate(getattr(r, key))}
     np.savez(tmp_path / "requests.npz", dense=np.arange(22 * r.dense.shape[1], dtype=np.float32).reshape(22, -1), **arrays)
     for most, first in ((22, range(22)), (30, range(22)), (21, range(21)), (8, (0, 2, 5, 8, 11, 13, 16, 19))):
-        monkeypatch.setattr(command, "BATCHES", most)
-        given = command._given(tmp_path / "requests.npz", 1)
+        monkeypatch.setattr(_campaign, "BATCHES", most)
+        given = _campaign._given(tmp_path / "requests.npz", 1)
         assert [dense[0, 0] / r.dense.shape[1] for dense, _, _ in given] == list(first)

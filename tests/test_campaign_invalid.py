@@ -6,7 +6,7 @@ import pytest
 
 from helpers.campaigns import product
 from sedq import faults
-from sedq.faults import _worker, targets
+from sedq.faults import _targets, _worker
 
 
 def test_a_target_that_is_corrupted_already_is_refused() -> None:
@@ -17,9 +17,11 @@ def test_a_target_that_is_corrupted_already_is_refused() -> None:
 
 
 def test_a_protected_result_that_differs_without_a_fault_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = targets.ProductTarget.call
+    call = _targets.ProductTarget.call
     monkeypatch.setattr(
-        targets.ProductTarget, "call", lambda self, batch, check, limit: call(self, batch, check, limit) + (check == "exact")
+        _targets.ProductTarget,
+        "call",
+        lambda self, batch, check, limit: call(self, batch, check, limit) + (check == "exact"),
     )
     with pytest.raises(faults.InvalidRun, match="the protected result differs from the unprotected one without a fault"):
         product()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sedq import faults
-from sedq.faults.models import Change
+from sedq.faults._models import Change
 
 MODELS = faults.default_models()
 widths = st.sampled_from([8, 32, 64])

@@ -17,9 +17,10 @@ import pytest
 
 import sedq
 from helpers.reports import Page, validator
-from sedq import _statistics, demo, faults
+from sedq import _statistics, faults
+from sedq.commands import _demo
 from sedq.datasets import load_msweb
-from sedq.faults import _pictures, _residuals, _summary, report, targets
+from sedq.faults import _pictures, _report, _residuals, _summary, _targets
 
 Document = dict[str, Any]
 
@@ -29,7 +30,7 @@ def result() -> faults.CampaignResult:
     """A campaign on part of the packaged model's requests."""
     data = load_msweb()
     batches = [data.heldout.batch(i, i + 8) for i in range(0, 2400, 25)]
-    return faults.Campaign(demo.build(data), batches).run(900)
+    return faults.Campaign(_demo.build(data), batches).run(900)
 
 
 @pytest.fixture(scope="module")
@@ -251,13 +252,13 @@ def test_the_threshold_in_force_is_drawn() -> None:
         assert line_of(left, "threshold in force")[0].tolist() == [np.median(found.limits)] * 2
         x, y = line_of(right, "threshold in force")
         assert (x, y) == ([max(found.sound_over.mean(), 1 / 64)], [found.struck_over[found.consequential].mean()])
-        text = report._bags(found)
+        text = _report._bags(found)
         assert "At the threshold in force, which is" in text
         assert f": {found.sound_over.sum()} false alarms (rate &lt; " in text
         assert 0 < found.struck_over.sum() < 200
     plain = _residuals.residuals(spec, 20)
     assert plain is not None
-    assert "threshold in force" not in report._bags(plain)
+    assert "threshold in force" not in _report._bags(plain)
 
 
 def test_a_report_of_little_and_of_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +274,8 @@ def test_a_report_of_little_and_of_failure(tmp_path: Path, monkeypatch: pytest.M
     assert (
         "none of these faults is promised to be seen. 0 false alarms in 2 calls without a fault (rate < 0.78)." in page.text
     )
-    call = targets.ProductTarget.call
-    monkeypatch.setattr(targets.ProductTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
+    call = _targets.ProductTarget.call
+    monkeypatch.setattr(_targets.ProductTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
     failed = faults.Campaign(packed, batches, sites=["weights"]).run(50)
     failed.to_html(tmp_path / "failed.html", 0.01)
     page = Page((tmp_path / "failed.html").read_text())
@@ -287,6 +288,6 @@ def test_what_a_report_quotes_is_escaped(document: Document) -> None:
     wrong = copy.deepcopy(document)
     name = "<script>alert(1)</script>"
     wrong["campaign"]["target"] = wrong["sites"][0]["site"] = wrong["listed"][0]["part"] = name
-    text = report.render(wrong, None, {"command": name}, logged=False)
+    text = _report.render(wrong, None, {"command": name}, logged=False)
     assert name not in text
     assert text.count(html.escape(name)) >= 3

@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import _config, demo, faults
+from sedq import _config, faults
+from sedq.commands import _demo
 from sedq.datasets import load_msweb
-from sedq.faults import _strike, targets
+from sedq.faults import _strike, _targets
 
 Array = NDArray[Any]
 Made = tuple[Any, list[Any]]
@@ -42,7 +43,7 @@ def a_table() -> Made:
 
 def a_model() -> Made:
     data = load_msweb()
-    return demo.build(data), [data.heldout.batch(i, i + 2) for i in (0, 2, 50)]
+    return _demo.build(data), [data.heldout.batch(i, i + 2) for i in (0, 2, 50)]
 
 
 MAKERS = {f.__name__[2:]: f for f in (a_product, a_layer, a_table, a_model)}
@@ -54,15 +55,17 @@ def made(request: pytest.FixtureRequest) -> Made:
 
 
 def drawer_of(made: Made, sites: list[str], seed: int = 0, check: str = "exact") -> _strike.Drawer:
-    target = targets.target_of(*made)
+    target = _targets.target_of(*made)
     with _config.config_context(num_threads=1):
         return _strike.Drawer(target, tuple(sites), FLIP, (True, False), seed, check, "bound")
 
 
-def everything(target: targets.Target) -> dict[str, bytes]:
+def everything(target: _targets.Target) -> dict[str, bytes]:
     """All bytes that can be struck."""
     found = {
-        f"{name}/{label}": a.tobytes() for name, part in target.parts.items() for label, a in targets.arrays_of(part).items()
+        f"{name}/{label}": a.tobytes()
+        for name, part in target.parts.items()
+        for label, a in _targets.arrays_of(part).items()
     }
     for i, batch in enumerate(target.batches):
         for key, value in batch.items():
@@ -85,7 +88,7 @@ def differing_bits(a: dict[str, bytes], b: dict[str, bytes]) -> dict[str, int]:
 
 def test_words_of_weights_are_the_weights() -> None:
     packed, _ = a_product()
-    words = targets.memory(packed, "weights")
+    words = _targets.memory(packed, "weights")
     assert words is not None
     n, k = packed.shape
     assert (words.count, words.bits) == (n * k, 8)
@@ -114,9 +117,9 @@ def test_words_of_tables_are_the_fields_of_rows(bits: int) -> None:
         fields |= dict.fromkeys(("scale", "bias"), (1, 32 if bits == 8 else 16))
     if bits != 8:
         fields["sums"] = (1 if bits < 8 else 2, 32)
-    assert {s for s in targets.TABLE_SITES if targets.memory(bag, s)} == {f"table.{name}" for name in fields}
+    assert {s for s in _targets.TABLE_SITES if _targets.memory(bag, s)} == {f"table.{name}" for name in fields}
     for site, (count, width) in fields.items():
-        words = targets.memory(bag, f"table.{site}")
+        words = _targets.memory(bag, f"table.{site}")
         assert words is not None
         assert (words.count, words.bits) == (40 * count, width)
         for word in (0, count - 1, 7 * count, words.count - 1):
@@ -146,7 +149,7 @@ def test_rows_of_a_pruned_table_are_those_that_its_indices_mean() -> None:
         rng.normal(size=(4, 8)).astype(np.float32), padding_idx=5, index_mapping=mapping, keep_source=True
     )
     batch = (np.array([0, 1, 5, 4, 4]), np.array([0, 3, 5]))
-    target = targets.target_of(bag, [batch])
+    target = _targets.target_of(bag, [batch])
     assert target.rows_read(target.batches[0], "EmbeddingBag").tolist() == [0, 1, 1]
     result = faults.Campaign(bag, [batch], sites=["table.codes", "table.scale", "pooled"]).run(120)
     assert result.goal["holds"]
@@ -233,7 +236,7 @@ def test_one_word_is_struck_and_put_back(made: Made) -> None:
                 if memory and fault.site in _strike.INPUT_SITES:
                     assert everything(target) == sound  # a copy is struck
                     assert any(_changed(batch[k], target.batches[fault.batch][k]) for k in batch)
-                elif memory and fault.site not in targets.AT_REST:
+                elif memory and fault.site not in _targets.AT_REST:
                     assert list(differing_bits(everything(target), sound).values()) == [1], fault
                 if not memory:
                     target.call(batch, "off", "bound")

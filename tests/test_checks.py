@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sedq
-from sedq import checks
+from sedq.linear import checksums
 
 M, N, K = 7, 20, 30
 
@@ -23,13 +23,13 @@ def product(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, sedq.Pack
 
 def test_checksums_are_the_sums(product: tuple[np.ndarray, np.ndarray, sedq.PackedWeights]) -> None:
     c, x, packed = product
-    np.testing.assert_array_equal(checks.row_checksums(x, packed, 9), c.sum(axis=1, dtype=np.int64))
-    np.testing.assert_array_equal(checks.column_checksums(x, packed, 9), c.sum(axis=0, dtype=np.int64))
-    report = checks.locate(c, x, packed, 9)
+    np.testing.assert_array_equal(checksums.row_checksums(x, packed, 9), c.sum(axis=1, dtype=np.int64))
+    np.testing.assert_array_equal(checksums.column_checksums(x, packed, 9), c.sum(axis=0, dtype=np.int64))
+    report = checksums.locate(c, x, packed, 9)
     assert report.ok
     assert report.determined
     assert not report.elements
-    assert not checks.correct(c, x, packed, 9).corrected
+    assert not checksums.correct(c, x, packed, 9).corrected
 
 
 def test_every_bit_of_an_element(product: tuple[np.ndarray, np.ndarray, sedq.PackedWeights]) -> None:
@@ -38,7 +38,7 @@ def test_every_bit_of_an_element(product: tuple[np.ndarray, np.ndarray, sedq.Pac
     for bit in range(32):
         for i, j in ((0, 0), (3, 11), (M - 1, N - 1)):
             c.view(np.uint32)[i, j] ^= np.uint32(1 << bit)
-            report = checks.correct(c, x, packed, 9)
+            report = checksums.correct(c, x, packed, 9)
             assert (report.corrected, report.determined) == (True, True)
             assert [e[:2] for e in report.elements] == [(i, j)]
             np.testing.assert_array_equal(c, sound)
@@ -67,8 +67,8 @@ def test_what_residuals_determine(product: tuple[np.ndarray, np.ndarray, sedq.Pa
     c, x, packed = product
     sound = c.copy()
     strike(c, CORRECTABLE[case])
-    assert not checks.locate(c, x, packed, 9).ok
-    report = checks.correct(c, x, packed, 9)
+    assert not checksums.locate(c, x, packed, 9).ok
+    report = checksums.correct(c, x, packed, 9)
     assert report.elements == sorted(CORRECTABLE[case])
     assert report.corrected
     np.testing.assert_array_equal(c, sound)
@@ -80,7 +80,7 @@ def test_what_they_do_not(product: tuple[np.ndarray, np.ndarray, sedq.PackedWeig
     sound = c.copy()
     strike(c, NOT_CORRECTABLE[case])
     struck = c.copy()
-    report = checks.correct(c, x, packed, 9)
+    report = checksums.correct(c, x, packed, 9)
     assert not report.ok
     if case.startswith("a rectangle"):  # indistinguishable from one element: the limit of two sums
         assert report.corrected
@@ -97,8 +97,8 @@ def test_leading_dimensions(rng: np.random.Generator) -> None:
     c = sedq.matmul_integer(x, packed)
     sound = c.copy()
     c[1, 2, 5] += 9
-    assert checks.locate(c, x, packed).elements == [(5, 5, 9)]
-    assert checks.correct(c, x, packed).corrected
+    assert checksums.locate(c, x, packed).elements == [(5, 5, 9)]
+    assert checksums.correct(c, x, packed).corrected
     np.testing.assert_array_equal(c, sound)
 
 
@@ -118,9 +118,9 @@ def test_bad_arguments(
     product: tuple[np.ndarray, np.ndarray, sedq.PackedWeights], change: dict[str, Any], message: str
 ) -> None:
     c, x, packed = product
-    for call in (checks.locate, checks.correct):
+    for call in (checksums.locate, checksums.correct):
         with pytest.raises(
-            (ValueError, TypeError), match=message if call is checks.locate or "C" not in change else "C: got"
+            (ValueError, TypeError), match=message if call is checksums.locate or "C" not in change else "C: got"
         ):
             call(**({"C": c, "x": x, "packed": packed, "x_zero_point": 9} | change))
 
@@ -129,4 +129,4 @@ def test_what_can_not_be_written(product: tuple[np.ndarray, np.ndarray, sedq.Pac
     c, x, packed = product
     c.flags.writeable = False
     with pytest.raises(ValueError, match=r"C: got int32 array .* expected a writeable"):
-        checks.correct(c, x, packed, 9)
+        checksums.correct(c, x, packed, 9)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import sedq
-from sedq import _info, cli, demo
+from sedq import _info
+from sedq.commands import _demo, _main
 from sedq.datasets import load_msweb
 
 
@@ -24,8 +25,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demonstration on few requests."""
     data = load_msweb()
     part = dataclasses.replace(data, heldout=data.heldout.batch(0, 160))
-    monkeypatch.setattr(demo, "load_msweb", lambda: part)
-    monkeypatch.setattr(demo, "TIMED_REPEATS", 1)
+    monkeypatch.setattr(_demo, "load_msweb", lambda: part)
+    monkeypatch.setattr(_demo, "TIMED_REPEATS", 1)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(**_: Any) -> None:
         raise AssertionError("the demonstration ran")
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(_demo, "run", run)
 
 
 def test_demo_prints_the_table_and_writes_the_document(
@@ -43,10 +44,10 @@ def test_demo_prints_the_table_and_writes_the_document(
 ) -> None:
     path = tmp_path / "demo.json"
     path.write_text("what was here")
-    assert cli.main(["demo", "--json", str(path), "--seed", "3"]) == 0
+    assert _main.main(["demo", "--json", str(path), "--seed", "3"]) == 0
     result = json.loads(path.read_text())
     out, err = capsys.readouterr()
-    assert out == demo.table(result) + "\n"
+    assert out == _demo.table(result) + "\n"
     assert "injecting" in err
     assert (result["seed"], result["requests"]) == (3, 160)
     assert os.listdir(tmp_path) == ["demo.json"]
@@ -56,7 +57,7 @@ def test_demo_writes_no_file_unasked(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["demo"]) == 0
+    assert _main.main(["demo"]) == 0
     assert os.listdir(tmp_path) == []
     assert "no consequential fault missed, no false alarm" in capsys.readouterr().out
 
@@ -65,10 +66,10 @@ def test_demo_writes_no_file_unasked(
 def test_demo_fails_if_a_fault_was_missed_or_an_alarm_false(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str, value: int
 ) -> None:
-    result = demo.run()
+    result = _demo.run()
     (result["faults"]["all"] if key == "missed" else result["fault_free"])[key] = value
-    monkeypatch.setattr(demo, "run", lambda **_: result)
-    assert cli.main(["demo", "--json", str(tmp_path / "d.json")]) == 1
+    monkeypatch.setattr(_demo, "run", lambda **_: result)
+    assert _main.main(["demo", "--json", str(tmp_path / "d.json")]) == 1
     assert json.loads((tmp_path / "d.json").read_text()) == result
     assert ("MISSED" in capsys.readouterr().out) == (key == "missed")
 
@@ -76,9 +77,9 @@ def test_demo_fails_if_a_fault_was_missed_or_an_alarm_false(
 def test_demo_fails_if_the_checks_are_off(
     small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    honest = demo._call
-    monkeypatch.setattr(demo, "_call", lambda model, r, check, **_: honest(model, r, "off"))
-    assert cli.main(["demo"]) == 1
+    honest = _demo._call
+    monkeypatch.setattr(_demo, "_call", lambda model, r, check, **_: honest(model, r, "off"))
+    assert _main.main(["demo"]) == 1
     assert "CONSEQUENTIAL FAULTS MISSED" in capsys.readouterr().out
 
 
@@ -89,7 +90,7 @@ def test_demo_fails_if_the_checks_are_off(
 )
 def test_wrong_arguments_end_with_2(never: None, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
+        _main.main(arguments)
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -102,7 +103,7 @@ def test_a_json_file_that_can_not_be_is_refused_before_the_run(
 ) -> None:
     (tmp_path / "a-file").touch()
     (tmp_path / "a-folder").mkdir()
-    assert cli.main(["demo", "--json", str(tmp_path / name)]) == 2
+    assert _main.main(["demo", "--json", str(tmp_path / name)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("sedq: --json: got ")
@@ -114,14 +115,14 @@ def test_a_json_file_that_can_not_be_is_refused_before_the_run(
 def test_a_device_is_not_replaced(never: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = tmp_path / "pipe"  # in place of /dev/null, which a test had better not risk
     os.mkfifo(pipe)
-    assert cli.main(["demo", "--json", str(pipe)]) == 2
+    assert _main.main(["demo", "--json", str(pipe)]) == 2
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert "--json" in capsys.readouterr().err
 
 
 def test_a_negative_seed_is_refused_before_the_run(never: None, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        status = cli.main(["demo", "--seed", "-1"])
+        status = _main.main(["demo", "--seed", "-1"])
     except SystemExit as ended:
         status = ended.code
     assert status == 2
@@ -139,7 +140,7 @@ def test_a_file_that_can_not_be_written_ends_with_2(
     path = tmp_path / "d.json"
     path.write_text("what was here")
     monkeypatch.setattr(module, function, refuse)
-    assert cli.main(["demo", "--json", str(path)]) == 2
+    assert _main.main(["demo", "--json", str(path)]) == 2
     assert path.read_text() == "what was here"
     assert os.listdir(tmp_path) == ["d.json"]
     assert capsys.readouterr().err.splitlines()[-1] == "sedq: [Errno 13] Permission denied: 'd.json'"
@@ -150,14 +151,14 @@ def test_a_file_that_can_not_be_written_ends_with_2(
 def test_permissions_are_those_of_any_new_file(small: None, tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
-        assert cli.main(["demo", "--json", str(tmp_path / "d.json")]) == 0
+        assert _main.main(["demo", "--json", str(tmp_path / "d.json")]) == 0
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "d.json").stat().st_mode) == 0o666 & ~mask
 
 
 def test_info_says_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info"]) == 0
+    assert _main.main(["info"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     said = dict(line.split(": ", 1) for line in out.splitlines())
@@ -169,7 +170,7 @@ def test_info_says_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["--help"])
+        _main.main(["--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert "demo" in out
@@ -189,7 +190,7 @@ def test_the_installed_script_demonstrates(tmp_path: Path) -> None:
     ran = subprocess.run([script(), "demo", "--json", str(path)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(path.read_text())
-    assert ran.stdout == demo.table(result) + "\n"
+    assert ran.stdout == _demo.table(result) + "\n"
     assert result["requests"] == 13812
     assert result["fault_free"] == {"checks": 13812 * 14, "false_alarms": 0}
     assert (result["faults"]["all"]["injected"], result["faults"]["all"]["missed"]) == (864, 0)

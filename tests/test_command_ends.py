@@ -19,13 +19,14 @@ import pytest
 
 import sedq
 from helpers.campaigns import product
-from sedq import cli, demo, faults
-from sedq.calibration import _command as calibrate
-from sedq.faults import command as campaign
+from sedq import faults
+from sedq.commands import _calibrate as calibrate
+from sedq.commands import _campaign as campaign
+from sedq.commands import _demo, _main
+from sedq.commands import _live as live
 from sedq.faults._log import Log
 from sedq.faults._worker import Worker
 from sedq.faults.live import LiveResult
-from sedq.faults.live import command as live
 
 
 def interrupt(*_: Any, **__: Any) -> Any:
@@ -52,10 +53,10 @@ CAMPAIGN = ["campaign", "--trials", "60", "--goal", "0.9"]
 @pytest.mark.parametrize(
     ("module", "function", "arguments", "said"),
     [
-        (demo, "run", ["demo"], ""),
+        (_demo, "run", ["demo"], ""),
         (calibrate, "calibrate_thresholds", ["calibrate"], ""),
-        (sedq.scrub, "protect_file", ["scrub", "--protect", "table.npy"], ""),
-        (sedq.scrub, "scrub_file", ["scrub", "table.npy"], ""),
+        (sedq.files, "protect_file", ["scrub", "--protect", "table.npy"], ""),
+        (sedq.files, "scrub_file", ["scrub", "table.npy"], ""),
         (Worker, "trial", CAMPAIGN, "; no log was kept"),
         (live.live, "run", ["campaign", "--live"], "; no log was kept"),
         (live.live, "run", ["campaign", "--live", "--resume", "x"], "; go on with --resume x"),
@@ -67,7 +68,7 @@ def test_an_interrupt_ends_any_command_alike(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(module, function, interrupt)
-    assert cli.main(arguments) == 130
+    assert _main.main(arguments) == 130
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1] == f"sedq: interrupted{said}"
@@ -82,11 +83,11 @@ def test_an_interrupted_campaign_has_its_trials_in_the_log(
         return interrupt() if number == 7 else honest(self, number)
 
     monkeypatch.setattr(Worker, "trial", trial)
-    assert cli.main([*CAMPAIGN, "--resume", str(log)]) == 130
+    assert _main.main([*CAMPAIGN, "--resume", str(log)]) == 130
     assert capsys.readouterr().err.endswith(f"sedq: interrupted; go on with --resume {log}\n")
     assert [json.loads(line)["trial"] for line in log.read_bytes().splitlines()[1:]] == list(range(7))
     monkeypatch.setattr(Worker, "trial", honest)
-    assert cli.main([*CAMPAIGN, "--resume", str(log)]) == 0
+    assert _main.main([*CAMPAIGN, "--resume", str(log)]) == 0
     assert len(log.read_bytes().splitlines()) == 61
 
 
@@ -111,8 +112,8 @@ def test_an_interrupt_between_trials_loses_none(
 
     monkeypatch.setattr(where, function, second)
     monkeypatch.setattr(Worker, "trial", lambda self, i: [trial(self, i), ended.append(i)][0])
-    monkeypatch.setattr("sedq.faults.campaign.time", Clock())
-    monkeypatch.setattr("sedq.faults.campaign.PAUSE", 10)
+    monkeypatch.setattr("sedq.faults._campaign.time", Clock())
+    monkeypatch.setattr("sedq.faults._campaign.PAUSE", 10)
     with ThreadPoolExecutor(1) as executor, pytest.raises(KeyboardInterrupt):
         product().run(60, executor if chunk else None, resume=log, chunk=chunk or 60)
     assert logged(log) == set(ended) != set()
@@ -136,8 +137,8 @@ def test_a_log_is_written_to_while_a_chunk_is_run(tmp_path: Path, monkeypatch: p
         return honest(self, number)
 
     monkeypatch.setattr(Worker, "trial", trial)
-    monkeypatch.setattr("sedq.faults.campaign.time", Clock())
-    monkeypatch.setattr("sedq.faults.campaign.PAUSE", 10)
+    monkeypatch.setattr("sedq.faults._campaign.time", Clock())
+    monkeypatch.setattr("sedq.faults._campaign.PAUSE", 10)
     product().run(40, resume=log)
     assert seen == [i // 9 * 9 for i in range(40)]
 
@@ -228,13 +229,13 @@ def test_files_are_written_before_anything_is_printed(
         "campaign": CAMPAIGN,
         "live": ["campaign", "--live"],
     }[command]
-    monkeypatch.setattr(demo, "run", lambda **_: {"what": "was found"})
-    monkeypatch.setattr(demo, "table", lambda _: "a table")
+    monkeypatch.setattr(_demo, "run", lambda **_: {"what": "was found"})
+    monkeypatch.setattr(_demo, "table", lambda _: "a table")
     monkeypatch.setattr(LiveResult, "table", lambda _: "a table")
     monkeypatch.setattr(live, "_result", lambda _: LiveResult({}, ()))
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", Closed())
-        assert cli.main([*arguments, "--json", str(path)]) == 141
+        assert _main.main([*arguments, "--json", str(path)]) == 141
     assert json.loads(path.read_text())
     assert (tmp_path / "saved.json").exists() == (command == "calibrate")
     assert "sedq: " not in capsys.readouterr().err
@@ -245,7 +246,7 @@ def test_files_are_written_before_anything_is_printed(
 def test_a_reader_that_has_gone_is_a_quiet_end(tmp_path: Path, unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-P", "-c", "import sys; from sedq import cli; sys.exit(cli.main())", "info"]
+    command = [sys.executable, "-P", "-c", "import sys; from sedq import commands; sys.exit(commands.main())", "info"]
     try:
         ran = subprocess.run(
             command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path, env=os.environ | {"PYTHONUNBUFFERED": unbuffered}
@@ -273,17 +274,17 @@ def test_messages_that_cannot_be_written_are_no_verdict(
 ) -> None:
     path = tmp_path / "table.npy"
     np.save(path, sedq.EmbeddingBag.from_float(np.ones((100, 8), dtype=np.float32)).to_fused())
-    sedq.scrub.protect_file(path)
+    sedq.files.protect_file(path)
     monkeypatch.setattr(sys, "stderr", stream)
-    ends = [cli.main(a) for a in (["scrub", str(path)], ["scrub", "nothing.npy"], CAMPAIGN, [*CAMPAIGN, "--seed", "-1"])]
+    ends = [_main.main(a) for a in (["scrub", str(path)], ["scrub", "nothing.npy"], CAMPAIGN, [*CAMPAIGN, "--seed", "-1"])]
     monkeypatch.setattr(Worker, "trial", interrupt)
-    assert [*ends, cli.main(CAMPAIGN)] == [0, 2, 0, 2, 130]
+    assert [*ends, _main.main(CAMPAIGN)] == [0, 2, 0, 2, 130]
     assert sys.stderr is stream
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
 def test_the_end_of_the_interpreter_is_no_verdict_either(tmp_path: Path) -> None:
-    script = "import sys; from sedq import cli; sys.exit(cli.main(['scrub', 'nothing.npy']))"
+    script = "import sys; from sedq import commands; sys.exit(commands.main(['scrub', 'nothing.npy']))"
     for unbuffered in ("", "1"):
         with open("/dev/full", "w") as full:
             environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
@@ -295,8 +296,8 @@ def test_a_defect_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     def fail(*_: Any, **__: Any) -> None:
         raise KeyError("what")
 
-    monkeypatch.setattr(sedq.scrub, "scrub_file", fail)
-    assert cli.main(["scrub", "table.npy"]) == 2  # 1 says that it is corrupted
+    monkeypatch.setattr(sedq.files, "scrub_file", fail)
+    assert _main.main(["scrub", "table.npy"]) == 2  # 1 says that it is corrupted
     assert "KeyError: 'what'" in capsys.readouterr().err
 
 
@@ -313,13 +314,13 @@ def test_a_directory_that_is_not_writable_is_seen_before_the_run(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # permissions mean nothing to a superuser
     for module, name in (
-        (demo, "run"),
+        (_demo, "run"),
         (calibrate, "calibrate_thresholds"),
         (faults.Campaign, "run"),
-        (sedq.scrub, "protect_file"),
+        (sedq.files, "protect_file"),
     ):
         monkeypatch.setattr(module, name, interrupt)
-    assert cli.main([command, f"--{option}", str(tmp_path / "file")]) == 2
+    assert _main.main([command, f"--{option}", str(tmp_path / "file")]) == 2
     name = "file.sedq" if command == "scrub" else "file"
     message = f"--{option}: got {tmp_path / name}, expected a file in a directory that may be written to"
     assert capsys.readouterr().err == f"sedq: {message}\n"
@@ -363,7 +364,7 @@ def test_two_options_do_not_name_one_file(
         ("calibrate", "requests", "save"),
     ):
         pair = zip(options, (first, second), strict=True)
-        assert cli.main([command, *(str(word) for option, path in pair for word in (f"--{option}", path))]) == 2
+        assert _main.main([command, *(str(word) for option, path in pair for word in (f"--{option}", path))]) == 2
         assert f"expected another file than that of --{options[0]}" in capsys.readouterr().err
 
 
@@ -373,17 +374,17 @@ def test_two_options_do_not_name_one_file(
 def test_a_damaged_header_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "my table.npy"
     np.save(path, sedq.EmbeddingBag.from_float(np.ones((100, 8), dtype=np.float32)).to_fused())
-    sedq.scrub.protect_file(path)
+    sedq.files.protect_file(path)
     sound = path.read_bytes()
     ends = set()
     for place in range(0, 128, 3):
         for bit in (0, 6):
             path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << bit]) + sound[place + 1 :])
-            ends.add(cli.main(["scrub", str(path)]))
+            ends.add(_main.main(["scrub", str(path)]))
             err = capsys.readouterr().err
             assert err.count("\n") <= 1
             assert err == "" or err.startswith(f"sedq: {path}")
     path.write_bytes(sound[:60] + bytes([sound[60] ^ 1]) + sound[61:])
-    assert cli.main(["scrub", str(path)]) == 2
+    assert _main.main(["scrub", str(path)]) == 2
     assert f"sedq: {path}: not a table, or a truncated one (" in capsys.readouterr().err
     assert 2 in ends

@@ -10,15 +10,7 @@ import pytest
 
 from sedq import DLRM
 from sedq.datasets import MSWeb, Requests, auc, load_msweb
-from sedq.datasets._msweb import (
-    DENSE_NAMES,
-    TABLE_NAMES,
-    FeatureSpace,
-    feature_space,
-    features,
-    known_space,
-    requests,
-)
+from sedq.datasets._msweb import DENSE_NAMES, TABLE_NAMES, FeatureSpace, feature_space, features, known_space, requests
 from sedq.datasets._requests import Bags
 
 # As LICENSE-msweb.md documents.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import sedq
-from sedq import demo
 from sedq._core import _dense, _embedding, _gemm
+from sedq.commands import _demo
 from sedq.datasets import MSWeb, auc, load_msweb
 
 REQUESTS = 800
@@ -29,8 +29,8 @@ def part() -> MSWeb:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, part: MSWeb) -> None:
-    monkeypatch.setattr(demo, "load_msweb", lambda: part)
-    monkeypatch.setattr(demo, "TIMED_REPEATS", 2)
+    monkeypatch.setattr(_demo, "load_msweb", lambda: part)
+    monkeypatch.setattr(_demo, "TIMED_REPEATS", 2)
 
 
 COUNTS = {"injected", "masked", "detected", "corrected", "raised", "missed"}
@@ -39,23 +39,23 @@ DAMAGE = {"auc", "largest_score_change", "requests_changed", "requests_changed_b
 
 def assert_adds_up(result: Result) -> None:
     sites = result["faults"]
-    assert list(sites) == [*demo.SITES, "all"]
+    assert list(sites) == [*_demo.SITES, "all"]
     for counts in sites.values():
         assert set(counts) == COUNTS
         assert counts["injected"] == counts["masked"] + counts["corrected"] + counts["raised"] + counts["missed"]
         # a fault that was detected may still have been answered wrongly, and is missed then
         assert 0 <= counts["detected"] - counts["corrected"] - counts["raised"] <= counts["missed"]
     for name in COUNTS:
-        assert sites["all"][name] == sum(sites[s][name] for s in demo.SITES)
+        assert sites["all"][name] == sum(sites[s][name] for s in _demo.SITES)
     assert sites["all"]["injected"] == -(-result["requests"] // result["requests_per_batch"])
-    assert all(sites[s]["injected"] in (12, 13) for s in demo.SITES)
+    assert all(sites[s]["injected"] in (12, 13) for s in _demo.SITES)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_nothing_is_missed(seed: int) -> None:
-    result = demo.run(seed=seed)
+    result = _demo.run(seed=seed)
     assert_adds_up(result)
-    assert demo.passed(result)
+    assert _demo.passed(result)
     assert result["seed"] == seed
     assert result["faults"]["all"]["raised"] == 0
     assert result["fault_free"] == {"checks": REQUESTS * 14, "false_alarms": 0}
@@ -77,7 +77,7 @@ def test_nothing_is_missed(seed: int) -> None:
 
 
 def test_the_document_is_complete_and_plain() -> None:
-    result = demo.run()
+    result = _demo.run()
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert set(result) == {
         "format", "version", "environment", "seed", "requests", "requests_per_batch", "auc", "time_per_batch",
@@ -94,8 +94,8 @@ def test_the_document_is_complete_and_plain() -> None:
 
 
 def test_auc_is_that_of_the_scores(part: MSWeb) -> None:
-    result = demo.run()
-    model, h = demo.build(part), part.heldout
+    result = _demo.run()
+    model, h = _demo.build(part), part.heldout
     r = (h.dense, h.indices, h.offsets, True)
     quantised = auc(h.labels, model(*r))
     assert result["auc"] == {
@@ -105,7 +105,7 @@ def test_auc_is_that_of_the_scores(part: MSWeb) -> None:
 
 
 def test_one_seed_gives_one_run() -> None:
-    first, again, other = demo.run(seed=7), demo.run(seed=7), demo.run(seed=8)
+    first, again, other = _demo.run(seed=7), _demo.run(seed=7), _demo.run(seed=8)
     for result in (first, again, other):
         del result["time_per_batch"], result["seed"]
     assert first == again
@@ -113,20 +113,20 @@ def test_one_seed_gives_one_run() -> None:
 
 
 def test_faults_are_drawn_from_the_seed_alone(part: MSWeb) -> None:
-    model, batches = demo.build(part), demo._batches(part.heldout)
+    model, batches = _demo.build(part), _demo._batches(part.heldout)
 
-    def plan(seed: int) -> list[demo.Fault]:
-        return demo.plan(model, batches, np.random.default_rng(seed))
+    def plan(seed: int) -> list[_demo.Fault]:
+        return _demo.plan(model, batches, np.random.default_rng(seed))
 
     assert plan(3) == plan(3)
     assert plan(3) != plan(4)
-    assert [fault.site for fault in plan(3)] == [demo.SITES[i % 4] for i in range(len(batches))]
+    assert [fault.site for fault in plan(3)] == [_demo.SITES[i % 4] for i in range(len(batches))]
     assert len({(f.target, f.bit) for f in plan(3)}) > len(batches) // 2
 
 
 def test_the_table_says_what_the_document_says() -> None:
-    result = demo.run()
-    text = demo.table(result)
+    result = _demo.run()
+    text = _demo.table(result)
     assert f"MSWeb: {REQUESTS} held-out requests, 6 tables, int8" in text
     assert f"{result['auc']['float']:.4f}" in text
     for site, f in result["faults"].items():
@@ -153,13 +153,13 @@ def blind(module: Any, function: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def unchecked(patch: pytest.MonkeyPatch) -> None:
-    honest = demo._call
-    patch.setattr(demo, "_call", lambda model, r, check, **_: honest(model, r, "off"))
+    honest = _demo._call
+    patch.setattr(_demo, "_call", lambda model, r, check, **_: honest(model, r, "off"))
 
 
 def careless(patch: pytest.MonkeyPatch) -> None:
     """Findings are recorded, and nothing is done about them."""
-    recovery: Any = sedq.recovery
+    recovery: Any = sedq.detection
 
     def handle(call: Any, found: Any, *_: Any, **__: Any) -> None:
         recovery.conclude(call.operator, found, 0, "recompute", "transient")
@@ -182,12 +182,12 @@ def test_missed_faults_are_reported(
     monkeypatch: pytest.MonkeyPatch, sabotage: Callable[[pytest.MonkeyPatch], None], site: str
 ) -> None:
     sabotage(monkeypatch)
-    result = demo.run()
+    result = _demo.run()
     assert_adds_up(result)
     assert result["faults"][site]["missed"] > 0
-    assert not demo.passed(result)
+    assert not _demo.passed(result)
     assert result["under_faults"]["protected"]["requests_changed"] > 0
-    assert demo.table(result).endswith("CONSEQUENTIAL FAULTS MISSED, no false alarm")
+    assert _demo.table(result).endswith("CONSEQUENTIAL FAULTS MISSED, no false alarm")
 
 
 def test_a_false_alarm_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,15 +199,15 @@ def test_a_false_alarm_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         return [(0, 9, 0.0, 0.0)] if calls == 3 and arguments[5] else honest(*arguments)
 
     monkeypatch.setattr(_dense, "interact_quantize", call)
-    result = demo.run()
+    result = _demo.run()
     assert result["fault_free"]["false_alarms"] == 1
     assert result["faults"]["all"]["missed"] == 0
-    assert not demo.passed(result)
-    assert demo.table(result).endswith("no consequential fault missed, FALSE ALARMS RAISED")
+    assert not _demo.passed(result)
+    assert _demo.table(result).endswith("no consequential fault missed, FALSE ALARMS RAISED")
 
 
 def test_a_refused_batch_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = demo.build
+    build = _demo.build
 
     def without_sources(data: MSWeb) -> sedq.DLRM:
         model = build(data)
@@ -215,10 +215,10 @@ def test_a_refused_batch_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             bag._source = None
         return model
 
-    monkeypatch.setattr(demo, "build", without_sources)
+    monkeypatch.setattr(_demo, "build", without_sources)
     # a model whose rows are corrupted for good can't be copied; each arm has one of its own
-    monkeypatch.setattr(demo.copy, "deepcopy", lambda model: without_sources(demo.load_msweb()))
-    result = demo.run()
+    monkeypatch.setattr(_demo.copy, "deepcopy", lambda model: without_sources(_demo.load_msweb()))
+    result = _demo.run()
     assert_adds_up(result)
     assert result["faults"]["table"]["raised"] > 0
     assert result["under_faults"]["protected"]["batches_refused"] >= result["faults"]["table"]["raised"]

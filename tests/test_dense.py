@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sedq import QParams, quantize, recovery, reference
+from helpers import oracles
+from sedq import QParams, detection, quantize
 from sedq._core import _dense, _dispatch
 
 Array = NDArray[Any]
@@ -24,7 +25,7 @@ DIMS = [*range(1, 41), 64, 100]
 def interact(
     context: _dispatch.Context, x: Array, params: QParams, *, check: bool = True, threads: int = 1,
     x_sums: Array | None = None,
-) -> tuple[Array, Array, list[recovery.Finding] | None]:  # fmt: skip
+) -> tuple[Array, Array, list[detection.Finding] | None]:  # fmt: skip
     """Return codes, their sums and findings; outputs start as something else than what is right."""
     requests, features, dim = x.shape
     out = np.full((requests, dim + features * (features - 1) // 2), 77, np.uint8)
@@ -43,7 +44,7 @@ def case(features: int, dim: int) -> tuple[Array, QParams, Array]:
     rng = np.random.default_rng([features, dim])
     x = rng.normal(size=(2, features, dim)).astype(np.float32)
     params = QParams(0.02 * max(1, dim**0.5 * (features > 1)), int(rng.integers(0, 256)))
-    return x, params, reference.interact_quantize(x, params)
+    return x, params, oracles.interact_quantize(x, params)
 
 
 @pytest.mark.parametrize("features", range(1, 9))
@@ -69,7 +70,7 @@ def test_any_shape(
     params = QParams(scale, zero_point)
     out, y_sums, found = interact(kernels, x, params, x_sums=word_sums(x))
     assert found is None
-    np.testing.assert_array_equal(out, reference.interact_quantize(x, params))
+    np.testing.assert_array_equal(out, oracles.interact_quantize(x, params))
     np.testing.assert_array_equal(y_sums, out.sum(axis=1))
 
 
@@ -107,7 +108,7 @@ def test_threads(threads: int, requests: int, features: int, dim: int, kernels: 
     out, y_sums, found = interact(kernels, x, params, threads=threads, x_sums=word_sums(x))
     assert found is None
     few = slice(None, None, requests // 30)
-    np.testing.assert_array_equal(out[few], reference.interact_quantize(x[few], params))
+    np.testing.assert_array_equal(out[few], oracles.interact_quantize(x[few], params))
     np.testing.assert_array_equal(out, interact(_dispatch.get("reference"), x, params)[0])
     np.testing.assert_array_equal(y_sums, out.sum(axis=1))
     if features == 1:
@@ -128,7 +129,7 @@ def test_corrupted_input_is_reported(bit: int, threads: int, kernels: _dispatch.
         struck.view(np.uint32)[request, feature, column] ^= np.uint32(1 << bit)
         found = interact(kernels, struck, params, threads=threads, x_sums=sums)[2]
         assert found is not None
-        assert {(row, kind) for row, kind, _, _ in found} == {(request, recovery.INPUT)}
+        assert {(row, kind) for row, kind, _, _ in found} == {(request, detection.INPUT)}
         assert sum(residual for _, _, residual, _ in found) in (2.0**bit, -(2.0**bit))
         assert interact(kernels, struck, params, threads=threads)[2] is None  # without the sums nobody sees it
         silent, _, found = interact(kernels, struck, params, check=False, threads=threads, x_sums=sums)
@@ -144,8 +145,8 @@ def test_wrong_sums_are_reported_in_every_request(kernels: _dispatch.Context, rn
     out, _, found = interact(kernels, x, QParams(0.1, 3), x_sums=sums)
     assert found is not None
     assert [row for row, _, _, _ in found] == list(range(64))  # the list is bounded
-    assert {kind for _, kind, _, _ in found} == {recovery.INPUT}
-    np.testing.assert_array_equal(out, reference.interact_quantize(x, QParams(0.1, 3)))
+    assert {kind for _, kind, _, _ in found} == {detection.INPUT}
+    np.testing.assert_array_equal(out, oracles.interact_quantize(x, QParams(0.1, 3)))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -175,7 +176,7 @@ def test_corruption_is_reported_rather_than_its_nan(kernels: _dispatch.Context) 
     x[2, 1, 3] = np.nan
     found = interact(kernels, x, QParams(1.0, 0), x_sums=sums)[2]
     assert found is not None
-    assert {(row, kind) for row, kind, _, _ in found} == {(2, recovery.INPUT)}
+    assert {(row, kind) for row, kind, _, _ in found} == {(2, detection.INPUT)}
 
 
 def test_no_requests(kernels: _dispatch.Context) -> None:
@@ -187,7 +188,7 @@ def test_no_requests(kernels: _dispatch.Context) -> None:
 
 def test_read_only_input(kernels: _dispatch.Context, rng: np.random.Generator) -> None:
     x = rng.normal(size=(4, 3, 5)).astype(np.float32)
-    want = reference.interact_quantize(x, QParams(0.1, 100))
+    want = oracles.interact_quantize(x, QParams(0.1, 100))
     x.flags.writeable = False
     np.testing.assert_array_equal(interact(kernels, x, QParams(0.1, 100))[0], want)
     np.testing.assert_array_equal(quantize_rows(kernels, x[:, 0].copy(), QParams(0.1, 100))[0], want[:, :5])

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 import sedq
-from sedq import demo, reference
+from helpers import oracles
 from sedq._core import _dispatch
+from sedq.commands import _demo
 from sedq.datasets import MSWeb, load_msweb
-from sedq.qparams import quantize
+from sedq.quantization import quantize
 
 Array = NDArray[Any]
 Request = tuple[Array, list[Array], list[Array]]
@@ -85,7 +86,7 @@ def oracle(model: sedq.DLRM, r: Request) -> Array:
             p, last = layer.packed, i + 1 == len(layers)
             assert layer.input_qparams is not None
             out = {} if last else {"y_scale": layer.output_qparams.scale, "y_zero_point": layer.output_qparams.zero_point}
-            x = reference.qlinear(
+            x = oracles.qlinear(
                 x, p.unpack(), scale=p.scale, bias=p.bias, x_scale=layer.input_qparams.scale,
                 x_zero_point=layer.input_qparams.zero_point, relu=layer.relu, **out,
             )  # fmt: skip
@@ -93,9 +94,9 @@ def oracle(model: sedq.DLRM, r: Request) -> Array:
 
     bottom = mlp(quantize(dense, model.bottom[0].input_qparams), model.bottom)
     pooled = [
-        reference.bag(bag.to_fused(), i, o, mode=bag.mode) for bag, i, o in zip(model.bags, indices, offsets, strict=True)
+        oracles.bag(bag.to_fused(), i, o, mode=bag.mode) for bag, i, o in zip(model.bags, indices, offsets, strict=True)
     ]
-    codes = reference.interact_quantize(np.stack([bottom, *pooled], axis=1), model.top[0].input_qparams)
+    codes = oracles.interact_quantize(np.stack([bottom, *pooled], axis=1), model.top[0].input_qparams)
     return expit(mlp(codes, model.top)[:, 0])
 
 
@@ -160,7 +161,7 @@ def test_quantised_scores_are_close_to_float(rng: np.random.Generator, shape: di
 
 
 def test_the_packaged_model_scores_alike_whatever_checks_and_runs_it(kernels: _dispatch.Context, msweb: MSWeb) -> None:
-    model = demo.build(msweb)
+    model = _demo.build(msweb)
     h = msweb.heldout.batch(0, 1500)
     r = (h.dense, h.indices, h.offsets)
     with sedq.config_context(num_threads=1, check="off"):

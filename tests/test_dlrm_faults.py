@@ -12,11 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import demo, faults
+from sedq import faults
 from sedq._core import _dense, _dispatch, _faultkernels
+from sedq.commands import _demo
 from sedq.datasets import Requests, load_msweb
-from sedq.dlrm import floats
-from sedq.dlrm import model as dlrm
+from sedq.models import _dlrm as dlrm
+from sedq.models import _stages
 
 Array = NDArray[Any]
 BATCH = 16
@@ -31,7 +32,7 @@ def batch() -> Requests:
 
 @pytest.fixture(scope="module")
 def built() -> sedq.DLRM:
-    return demo.build(load_msweb())
+    return _demo.build(load_msweb())
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def logit(times: int = 1) -> Fault:
 @contextmanager
 def wrong_sigmoid() -> Iterator[None]:
     """The first sigmoid that is computed is wrong for one request."""
-    honest, calls = floats.expit, 0
+    honest, calls = _stages.expit, 0
 
     def wrapper(x: Array, out: Array | None = None) -> Array:
         nonlocal calls
@@ -126,7 +127,7 @@ def wrong_sigmoid() -> Iterator[None]:
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(floats, "expit", wrapper)
+        patch.setattr(_stages, "expit", wrapper)
         yield
 
 

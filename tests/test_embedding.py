@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import sedq
-from sedq import reference
+from helpers import oracles
 from sedq._core import _dispatch, _embedding, _rows
-from sedq.embedding import layouts
+from sedq.embedding import _formats
 
 Array = NDArray[Any]
 DIMS = [*range(1, 41), 47, 48, 49, 63, 64, 65, 96, 100, 128, 200, 255, 256, 257, 300, 512, 520]
@@ -52,7 +52,7 @@ def case(dim: int) -> tuple[Array, Array, Array, Array, dict[tuple[str, bool], A
     indices = rng.integers(0, 11, offsets[-1])
     weights = rng.choice(WEIGHTS, len(indices))
     results = {
-        (mode, weighted): reference.bag(fused, indices, offsets, weights if weighted else None, mode)
+        (mode, weighted): oracles.bag(fused, indices, offsets, weights if weighted else None, mode)
         for mode in ("sum", "mean")
         for weighted in (False, True)
     }
@@ -97,7 +97,7 @@ def test_any_bags(
     starts = offsets if last else offsets[:-1]
     bag = sedq.EmbeddingBag.from_fused(fused, mode=mode)
     got = bag(indices, starts.astype(dtype), weights, last, check=check, on_error="raise", out=out)
-    bits_equal(got, reference.bag(fused, indices, offsets, weights, mode))
+    bits_equal(got, oracles.bag(fused, indices, offsets, weights, mode))
     assert got is out or out is None
 
 
@@ -111,8 +111,8 @@ def test_two_dimensional_indices(
     weights = rng.normal(size=shape).astype(np.float32)
     offsets = ends([shape[1]] * shape[0])
     bag = sedq.EmbeddingBag.from_fused(fused)
-    bits_equal(bag(indices), reference.bag(fused, indices.ravel(), offsets))
-    want = reference.bag(fused, indices.ravel(), offsets, weights.ravel())
+    bits_equal(bag(indices), oracles.bag(fused, indices.ravel(), offsets))
+    want = oracles.bag(fused, indices.ravel(), offsets, weights.ravel())
     bits_equal(bag(indices, per_sample_weights=weights), want)
     bits_equal(bag(np.asfortranarray(indices), per_sample_weights=np.asfortranarray(weights)), want)
 
@@ -122,7 +122,7 @@ def test_one_bag_of_5000_rows(rows: int, dim: int, kernels: _dispatch.Context, r
     fused = random_fused(rng, rows, dim)
     indices = rng.integers(0, rows, 5000)
     bag = sedq.EmbeddingBag.from_fused(fused, mode="mean")
-    want = reference.bag(fused, indices, [0, 5000], None, "mean")  # type: ignore[arg-type]
+    want = oracles.bag(fused, indices, [0, 5000], None, "mean")  # type: ignore[arg-type]
     for check in CHECKS:
         bits_equal(bag(indices[None], check=check, on_error="raise"), want)
 
@@ -142,7 +142,7 @@ def test_threads(weighted: bool, bags: int, length: int, dim: int, kernels: _dis
     some = slice(None, None, -(-bags * length // 2000))
     picked = None if weights is None else weights[some].ravel()
     offsets = ends([length] * len(indices[some]))
-    bits_equal(two[some], reference.bag(fused, indices[some].ravel(), offsets, picked))
+    bits_equal(two[some], oracles.bag(fused, indices[some].ravel(), offsets, picked))
 
 
 def test_forms_of_arguments(kernels: _dispatch.Context, rng: np.random.Generator) -> None:
@@ -151,7 +151,7 @@ def test_forms_of_arguments(kernels: _dispatch.Context, rng: np.random.Generator
     indices, offsets = rng.integers(0, 9, 10), np.array([0, 4, 4])
     weights = rng.integers(-3, 4, 10).astype(np.float32)
     bag = sedq.EmbeddingBag.from_fused(fused)
-    want = reference.bag(fused, indices, ends([4, 0, 6]), weights)
+    want = oracles.bag(fused, indices, ends([4, 0, 6]), weights)
     frozen = [a.copy() for a in (indices, offsets, weights)]
     for a in frozen:
         a.flags.writeable = False
@@ -191,13 +191,13 @@ def test_out_is_written_and_returned(kernels: _dispatch.Context, rng: np.random.
 def test_core_writes_rows_that_lie_apart(check: int, kernels: _dispatch.Context, rng: np.random.Generator) -> None:
     """As a model has it: each table's bags go into a slice of (B, F, d), with the sums of their bit patterns."""
     fused = random_fused(rng, 9, 20)
-    table = _rows.Table(layouts.add_digests(fused, 20), 20)
+    table = _rows.Table(_formats.add_digests(fused, 20), 20)
     indices, offsets = rng.integers(0, 9, 300), ends([3] * 100)
     whole = np.full((100, 3, 20), 7, np.float32)
     y_sums = np.full(100, 123, np.uint32)
     found = _embedding.pool(kernels, table, indices, offsets, None, whole[:, 1], check, 0, 0.0, False, 1, y_sums)
     assert found is None
-    want = reference.bag(fused, indices, offsets)
+    want = oracles.bag(fused, indices, offsets)
     bits_equal(whole[:, 1].copy(), want)
     assert (whole[:, [0, 2]] == 7).all()
     if check:
@@ -205,7 +205,7 @@ def test_core_writes_rows_that_lie_apart(check: int, kernels: _dispatch.Context,
 
 
 def test_core_refuses_what_does_not_fit(kernels: _dispatch.Context, rng: np.random.Generator) -> None:
-    table = _rows.Table(layouts.add_digests(random_fused(rng, 9, 20), 20), 20)
+    table = _rows.Table(_formats.add_digests(random_fused(rng, 9, 20), 20), 20)
     indices, offsets, out = np.arange(6), ends([3, 3]), np.full((2, 20), 7, np.float32)
 
     def pool(weights: Array | None = None, target: Array = out, sums: Array | None = None, starts: Array = offsets) -> None:
@@ -294,16 +294,16 @@ def test_fused_rows_come_back(dim: int, rng: np.random.Generator) -> None:
 def test_digests_are_the_oracle(dim: int, first: int, rng: np.random.Generator) -> None:
     fused = random_fused(rng, 20, dim)
     fused[0, :dim], fused[1, dim:], fused[2, :dim] = 255, 0xFE, 255
-    rows = layouts.add_digests(fused, dim, first)
+    rows = _formats.add_digests(fused, dim, first)
     width = _embedding.row_bytes(dim)
     assert rows.shape == (20, width)
     assert width == -(-dim // 8) * 8 + 16
     assert rows.ctypes.data % 64 == 0
     stored = np.ascontiguousarray(rows[:, -8:]).view("<u8")[:, 0]
-    np.testing.assert_array_equal(stored, reference.row_digests(fused, first))
+    np.testing.assert_array_equal(stored, oracles.row_digests(fused, first))
     np.testing.assert_array_equal(rows[:, :dim], fused[:, :dim])
     assert not rows[:, dim:-16].any()
-    np.testing.assert_array_equal(layouts.strip_digests(rows, dim), fused)
+    np.testing.assert_array_equal(_formats.strip_digests(rows, dim), fused)
     with pytest.raises(ValueError, match=r"rows: got .* bytes each, expected"):
         _rows.Table(rows, dim + 8)
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import sedq
+from helpers import oracles
 from helpers.rows import BITS, LAYOUTS, bits_equal, fused_rows, in_layout, tables
-from sedq import faults, reference
+from sedq import faults
 from sedq._core import _dispatch, _rows
-from sedq.embedding import layouts
+from sedq.embedding import _formats
 
 DIMS = [*range(1, 36), 47, 63, 64, 65, 70, 96, 127, 128, 130, 200, 257]
 WEIGHTS = np.array([1, -1, 0, -0.0, 0.3, -7.5, 1e-30, 1e4], np.float32)
@@ -34,7 +35,7 @@ def test_pooling_is_the_oracle(dim: int, bits: int, kernels: _dispatch.Context) 
     layout, align = LAYOUTS[dim % len(LAYOUTS)]
     with sedq.monitor() as seen:
         for mode, w in itertools.product(("sum", "mean"), (None, weights)):
-            want = reference.bag(fused, indices, offsets, w, mode, bits=bits, dim=dim)
+            want = oracles.bag(fused, indices, offsets, w, mode, bits=bits, dim=dim)
             for bag in tables(fused, dim, bits, layout, align, mode=mode):
                 for check, dtype in (("off", np.int32), ("exact", np.int64), ("exact", np.int32), ("full", np.int64)):
                     got = bag(indices.astype(dtype), offsets, w, True, check=check)
@@ -50,14 +51,14 @@ def test_layouts_hold_the_same_table(layout: str, align: int, bits: int, kernels
     for dim in (1, 5, 8, 31, 64, 100):
         fused = fused_rows(rng, 9, dim, bits, half=True)
         indices = rng.integers(0, 9, (4, 7))
-        want = reference.bag(fused, indices.ravel(), np.arange(5) * 7, bits=bits, dim=dim)
+        want = oracles.bag(fused, indices.ravel(), np.arange(5) * 7, bits=bits, dim=dim)
         for bag in tables(fused, dim, bits, layout, align):
             bits_equal(bag(indices, on_error="raise"), want)
             assert bag.shape == (9, dim)
             assert bag.bits == bits
             assert bag.bad_rows() == []
             back = bag.to_fused(layout, align=align)
-            width = layouts.geometry(layout, bits, dim).width
+            width = _formats.geometry(layout, bits, dim).width
             np.testing.assert_array_equal(back[:, :width], in_layout(fused, dim, bits, layout, align)[:, :width])
             assert not back[:, width:].any()
             np.testing.assert_array_equal(bag.to_fused(), fused)
@@ -71,7 +72,7 @@ def test_a_long_bag_is_the_same_on_any_number_of_threads(bits: int, kernels: _di
     offsets = np.cumsum([0, *lengths])
     indices, weights = rng.integers(0, 50, offsets[-1]), rng.normal(size=offsets[-1]).astype(np.float32)
     bag = sedq.EmbeddingBag.from_fused(fused, bits=bits, mode="mean")
-    want = reference.bag(fused, indices, offsets, weights, "mean", bits=bits)
+    want = oracles.bag(fused, indices, offsets, weights, "mean", bits=bits)
     for threads, check in itertools.product((1, 2, 3), ("off", "exact", "full")):
         bits_equal(bag(indices, offsets, weights, True, check=check, on_error="raise", num_threads=threads), want)
 
@@ -83,7 +84,7 @@ def test_a_long_bag_is_the_same_on_any_number_of_threads(bits: int, kernels: _di
 @pytest.mark.parametrize("dim", [1, 8, 33, 65])
 def test_digests_are_the_oracle(dim: int, bits: int, kernels: _dispatch.Context, rng: np.random.Generator) -> None:
     fused = fused_rows(rng, 20, dim, bits, half=True)
-    want = reference.row_digests(fused, bits=bits, dim=dim)
+    want = oracles.row_digests(fused, bits=bits, dim=dim)
     for bag in tables(fused, dim, bits, "torch", 1):
         np.testing.assert_array_equal(bag._table.digests, want)
         np.testing.assert_array_equal(_rows.digests_of(bag._table, context=kernels), want)
@@ -91,9 +92,9 @@ def test_digests_are_the_oracle(dim: int, bits: int, kernels: _dispatch.Context,
         for first, count in ((-1, 2), (19, 2), (0, -1)):
             with pytest.raises(IndexError):
                 _rows.digests_of(bag._table, first, count)
-    shifted = layouts.add_digests(fused, dim, 2**33, bits=bits)
+    shifted = _formats.add_digests(fused, dim, 2**33, bits=bits)
     np.testing.assert_array_equal(
-        shifted[:, -8:].copy().view("<u8")[:, 0], reference.row_digests(fused, 2**33, bits=bits, dim=dim)
+        shifted[:, -8:].copy().view("<u8")[:, 0], oracles.row_digests(fused, 2**33, bits=bits, dim=dim)
     )
 
 
@@ -109,7 +110,7 @@ def test_a_mapped_file_is_read_where_it_is(bits: int, tmp_path: Path, kernels: _
     assert np.shares_memory(bag._table.rows, mapped)
     indices = rng.integers(0, 300, (20, 9))
     indices[0] = 299  # nothing beyond the last row is read
-    want = reference.bag(fused, indices.ravel(), np.arange(21) * 9, bits=bits, dim=21)
+    want = oracles.bag(fused, indices.ravel(), np.arange(21) * 9, bits=bits, dim=21)
     bits_equal(bag(indices, on_error="raise"), want)
     twin = pickle.loads(pickle.dumps(bag))
     bits_equal(twin(indices, on_error="raise"), want)
@@ -133,7 +134,7 @@ def test_rows_that_lie_apart_and_the_progress_of_many(rng: np.random.Generator) 
 
 def test_rows_of_ours_stand_one_right_after_another() -> None:
     """Scrubbing goes from row to row by their width."""
-    rows = layouts.add_digests(fused_rows(np.random.default_rng(0), 6, 8, 8), 8)
+    rows = _formats.add_digests(fused_rows(np.random.default_rng(0), 6, 8, 8), 8)
     for apart in (rows[::2], rows[::-1]):
         with pytest.raises(ValueError, match=r"rows: got rows -?\d+ bytes apart, expected 24, one right after another"):
             _rows.Table(apart, 8)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import sedq
+from helpers import oracles
 from helpers.rows import BITS, LAYOUTS, bits_equal, fused_rows, in_layout, tables
-from sedq import faults, reference
+from sedq import faults
 from sedq._core import _dispatch, _rows
-from sedq.embedding import layouts
+from sedq.embedding import _formats
 
 
 def test_a_fault_in_a_part_of_a_long_bag_is_detected(kernels: _dispatch.Context) -> None:
@@ -75,7 +76,7 @@ def test_every_bit_of_rows_that_are_only_read_is_detected(
     dim = 13
     rows = in_layout(fused_rows(np.random.default_rng(1), 3, dim, bits, half=True), dim, bits, layout, align)
     bag = sedq.EmbeddingBag.view_fused(rows, bits=bits, layout=layout, dim=dim)
-    width, side = layouts.geometry(layout, bits, dim).width, bag._table.sidecar
+    width, side = _formats.geometry(layout, bits, dim).width, bag._table.sidecar
     assert side is not None
     indices = np.array([[0, 1, 1], [1, 0, 2], [2, 2, 2]])
     clean = bag(indices)
@@ -98,7 +99,7 @@ def test_accumulator_faults_above_the_bound(bits: int, kernels: _dispatch.Contex
     rng = np.random.default_rng(bits)
     dim, length = 40, 6
     fused = fused_rows(rng, 9, dim, bits)
-    codes, scale, bias = (a.astype(np.float64) for a in reference.unpack_rows(fused, bits))
+    codes, scale, bias = (a.astype(np.float64) for a in oracles.unpack_rows(fused, bits))
     size = (abs(scale)[:, None] * abs(codes) + abs(bias)[:, None]).sum(axis=1)
     indices = rng.integers(0, 9, (2, length))
     weights = rng.normal(size=indices.shape).astype(np.float32)

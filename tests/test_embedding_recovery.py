@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import faults, reference
+from helpers import oracles
+from sedq import faults
 from sedq._core import _dispatch
 
 Array = NDArray[Any]
@@ -377,4 +378,4 @@ def test_digests_written_again_hide_a_fault() -> None:
     bag._table.write_digests()
     got = bag(INDICES, on_error="raise")
     assert not np.array_equal(got, clean)
-    np.testing.assert_array_equal(got, reference.bag(bag.to_fused(), INDICES.ravel(), np.arange(5) * 3))
+    np.testing.assert_array_equal(got, oracles.bag(bag.to_fused(), INDICES.ravel(), np.arange(5) * 3))

@@ -9,9 +9,9 @@ import pytest
 
 import sedq
 from helpers.sites import Array, planned, product, visits, watched, words
-from sedq import linear
 from sedq._core import _dispatch
-from sedq.faults.models import Change
+from sedq.faults._models import Change
+from sedq.linear import _products
 
 OUTPUTS = ("int32", "uint8", "float32")
 # columns in whole vectors, in strips, alone, and over panels
@@ -78,7 +78,7 @@ def test_a_store_that_went_astray_has_the_whole_call_computed_again(
     last = visits("store", lambda: call(check="off")) - 1
     first = last * kernels.mr
     back = Change(0xFFFFFFFF, add=2**32 - first * n * sound.itemsize)
-    whole = linear.WHOLE_CALL
+    whole = _products.WHOLE_CALL
 
     def struck(check: str) -> tuple[Array, list[sedq.Event]]:
         out = np.zeros_like(sound)
@@ -96,7 +96,7 @@ def test_a_store_that_went_astray_has_the_whole_call_computed_again(
     assert 0 not in {e.row for e in events}
     assert y.tobytes() == sound.tobytes()
     # to compute only the rows again in which the check disagreed is not enough
-    monkeypatch.setattr(linear, "WHOLE_CALL", ())
+    monkeypatch.setattr(_products, "WHOLE_CALL", ())
     y, events = struck("exact")
     assert len(events) > 0
     assert np.flatnonzero((y != sound).any(axis=1)).tolist() == sorted(r for r in wrong if r < first)

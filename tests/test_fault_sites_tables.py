@@ -12,7 +12,7 @@ import sedq
 from helpers.sites import Array, planned, visits, watched, words
 from sedq import _config
 from sedq._core import _dense, _dispatch
-from sedq.faults.models import Change
+from sedq.faults._models import Change
 
 
 def pooling(weighted: bool) -> Callable[..., Array]:
@@ -184,7 +184,7 @@ def test_a_pooled_vector_that_went_astray_has_all_bags_computed_again(
     assert ("output", 2, "transient") in {(e.kind, e.row, e.verdict) for e in events}
     assert y.tobytes() == sound.tobytes()
     if not overlaid:  # to compute only the bag again in which the check disagreed is not enough
-        monkeypatch.setattr("sedq.embedding.pooling._bags_in_doubt", lambda found, count: np.array([2]))
+        monkeypatch.setattr("sedq.embedding._pooling._bags_in_doubt", lambda found, count: np.array([2]))
         with planned("address", visit, change=back):
             y, _ = watched(call, check)
         assert np.flatnonzero((y != sound).any(axis=1)).tolist() == [0]

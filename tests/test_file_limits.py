@@ -15,11 +15,11 @@ import pytest
 
 import sedq
 from helpers import calibrations
-from sedq import _archive, scrub
 from sedq.calibration import ThresholdCalibration
 from sedq.faults._log import Log
 from sedq.faults._worker import InvalidRun
-from sedq.faults.live.log import Log as LiveLog
+from sedq.faults.live._log import Log as LiveLog
+from sedq.files import _archive, _scrub
 
 bag, calibrated = calibrations.bag, calibrations.calibrated  # fixtures
 LIMIT = 50 * 2**20  # bytes that a small file may take
@@ -44,7 +44,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     np.save(tmp_path / "table.npy", sedq.EmbeddingBag.from_float(np.ones((100, 8), np.float32)).to_fused())
-    scrub.protect_file(tmp_path / "table.npy")
+    _scrub.protect_file(tmp_path / "table.npy")
     return tmp_path / "table.npy"
 
 
@@ -100,7 +100,7 @@ def test_a_compressed_companion(table: Path) -> None:
     arrays = contents(companion(table))
     write(companion(table), arrays | {"parity": np.zeros(BOMB, np.uint8)}, arrays["header"].tobytes().decode(),
           compression=zipfile.ZIP_DEFLATED)  # fmt: skip
-    refused(lambda: scrub.open_table(table), f"^{companion(table)}: .* is compressed")
+    refused(lambda: _scrub.open_table(table), f"^{companion(table)}: .* is compressed")
 
 
 def test_an_array_that_says_it_is_large(table: Path) -> None:
@@ -109,7 +109,7 @@ def test_an_array_that_says_it_is_large(table: Path) -> None:
     write(companion(table), arrays, arrays["header"].tobytes().decode())
     raw = companion(table).read_bytes()
     companion(table).write_bytes(raw.replace(b"'shape': (3,), }          ", b"'shape': (300000000,), }  "))
-    refused(lambda: scrub.open_table(table), f"^{companion(table)}: parity_crc is missing or damaged")
+    refused(lambda: _scrub.open_table(table), f"^{companion(table)}: parity_crc is missing or damaged")
 
 
 def test_a_header_beyond_its_limit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,14 +154,14 @@ def test_nested_headers_of_a_companion(table: Path, field: str, depth: int) -> N
     write(
         companion(table), arrays, json.dumps(header | {field: "?"}).replace('"?"', nested(depth)) if field else nested(depth)
     )
-    for call in (scrub.open_table, scrub.scrub_file):
+    for call in (_scrub.open_table, _scrub.scrub_file):
         refused(lambda call=call: call(table), f"^{companion(table)}: ")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"sedq-table"', "{", "", "\0"])
 def test_headers_of_a_companion_that_are_no_object(table: Path, text: str) -> None:
     write(companion(table), contents(companion(table)), text)
-    refused(lambda: scrub.open_table(table), f"^{companion(table)}: the header is no JSON object")
+    refused(lambda: _scrub.open_table(table), f"^{companion(table)}: the header is no JSON object")
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

@@ -14,7 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import sedq
-from sedq import _config, reference
+from helpers import oracles
+from sedq import _config
 from sedq._core import _dispatch, _packing
 
 LEVELS = ("off", "exact", "full")
@@ -55,7 +56,7 @@ def test_every_tail_of_a_tile(kernels: _dispatch.Context, rng: np.random.Generat
     for k in EDGES_K:
         x, w = codes(rng, 14, k), weights(rng, n, k)
         packed = sedq.pack_weights(w)
-        expected = reference.matmul_integer(x, w)
+        expected = oracles.matmul_integer(x, w)
         for m in range(1, 15):
             level = LEVELS[(m + k) % 3]
             np.testing.assert_array_equal(guarded(x[:m], packed, check=level), expected[:m], f"{m}, {k}, {level}")
@@ -65,7 +66,7 @@ def test_every_tail_of_a_tile(kernels: _dispatch.Context, rng: np.random.Generat
 def test_every_number_of_columns(kernels: _dispatch.Context, rng: np.random.Generator, k: int) -> None:
     for n in range(1, 131):
         x, w = codes(rng, 3, k), weights(rng, n, k)
-        np.testing.assert_array_equal(guarded(x, sedq.pack_weights(w)), reference.matmul_integer(x, w), f"N = {n}")
+        np.testing.assert_array_equal(guarded(x, sedq.pack_weights(w)), oracles.matmul_integer(x, w), f"N = {n}")
 
 
 @pytest.mark.parametrize(
@@ -149,14 +150,14 @@ def test_zero_points_all_over_the_range(kernels: _dispatch.Context, rng: np.rand
     zeros: list[Any] = [-128, -1, 0, 1, 127, per_channel, np.int8(5), per_channel.astype(np.int8)]
     for zero, x_zero in itertools.product(zeros, (0, 1, 127, 128, 254, 255)):
         y = product(x, sedq.pack_weights(w, zero_point=zero), x_zero)
-        np.testing.assert_array_equal(y, reference.matmul_integer(x, w, zero, x_zero))
+        np.testing.assert_array_equal(y, oracles.matmul_integer(x, w, zero, x_zero))
 
 
 @pytest.mark.parametrize("shape", [(9,), (1, 9), (2, 3, 9), (1, 1, 1, 9), (0, 9), (0, 3, 9), (3, 0, 9)])
 def test_leading_dimensions(kernels: _dispatch.Context, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     x, w = codes(rng, *shape), weights(rng, 19, 9)
     packed = sedq.pack_weights(w)
-    expected = reference.matmul_integer(x.reshape(-1, 9), w).reshape(*shape[:-1], 19)
+    expected = oracles.matmul_integer(x.reshape(-1, 9), w).reshape(*shape[:-1], 19)
     with sedq.monitor() as m:
         y = sedq.matmul_integer(x, packed)
     assert m.total_checks == x.size // 9
@@ -188,7 +189,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_the_input(kernels: _dispatch.Context, rng: np.random.Generator, layout: str) -> None:
     x, w = codes(rng, 7, 22), weights(rng, 35, 22)
-    expected, change = reference.matmul_integer(x, w), LAYOUTS[layout]
+    expected, change = oracles.matmul_integer(x, w), LAYOUTS[layout]
     changed_x, changed_w = change(x), change(w)
     np.testing.assert_array_equal(changed_x, x)
     np.testing.assert_array_equal(product(changed_x, sedq.pack_weights(w)), expected)
@@ -209,7 +210,7 @@ def test_output_that_is_not_aligned(kernels: _dispatch.Context, rng: np.random.G
     x, w = codes(rng, 13, 40), weights(rng, 67, 40)
     raw = np.zeros(13 * 67 * 4 + 8, np.uint8)
     out = raw[4 : 4 + 13 * 67 * 4].view(np.int32).reshape(13, 67)  # for int32, but not for vectors
-    np.testing.assert_array_equal(product(x, sedq.pack_weights(w), out=out), reference.matmul_integer(x, w))
+    np.testing.assert_array_equal(product(x, sedq.pack_weights(w), out=out), oracles.matmul_integer(x, w))
     off = raw[1 : 1 + 13 * 67 * 4].view(np.int32).reshape(13, 67)
     with pytest.raises(ValueError, match="out: got a misaligned array, expected one aligned for int32"):
         product(x, sedq.pack_weights(w), out=off)
@@ -229,7 +230,7 @@ def test_nothing_beyond_the_input_is_read(kernels: _dispatch.Context, rng: np.ra
             for m in (1, 4, 6, 7):
                 x = raw[page - m * k : page].reshape(m, k)
                 x[...] = codes(rng, m, k)
-                np.testing.assert_array_equal(product(x, packed), reference.matmul_integer(x, w, 1))
+                np.testing.assert_array_equal(product(x, packed), oracles.matmul_integer(x, w, 1))
     finally:
         ctypes.CDLL(None).mprotect(end, ctypes.c_size_t(page), mmap.PROT_READ | mmap.PROT_WRITE)
 
@@ -246,7 +247,7 @@ def test_any_shape(m: int, n: int, k: int, x_zero: int, zero: int, check: str, s
     for name in _dispatch.available():
         with _config.use_kernels(_dispatch.get(name)):
             y = guarded(x, packed, x_zero_point=x_zero, check=check)
-        np.testing.assert_array_equal(y, reference.matmul_integer(x, w, zero, x_zero), name)
+        np.testing.assert_array_equal(y, oracles.matmul_integer(x, w, zero, x_zero), name)
 
 
 @given(n=st.integers(1, 200), k=st.integers(1, 40), seed=st.integers(0, 9))

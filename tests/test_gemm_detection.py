@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import sedq
+from helpers import oracles
 from helpers.products import LEVELS, QPARAMS, bits_of, checked, flipped, operands, watched
-from sedq import _config, faults, linear, recovery, reference
+from sedq import _config, detection, faults
 from sedq._core import _dispatch, _gemm, _packing
+from sedq.linear import _products
 
 
 def struck_tiles(m: int, n: int, mr: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -31,7 +33,7 @@ def test_every_bit_of_an_accumulator(kernels: _dispatch.Context, rng: np.random.
     m, n = 7, 70
     x, w = operands(rng, m, n, 9)
     packed = sedq.pack_weights(w)
-    expected = reference.matmul_integer(x, w)
+    expected = oracles.matmul_integer(x, w)
     tiles = list(struck_tiles(m, n, kernels.mr))
     assert len(tiles) == faults.count_visits(lambda: sedq.matmul_integer(x, packed)) == 4
     for visit, row0, rows, column0, columns in tiles:
@@ -123,7 +125,7 @@ def test_every_bit_of_every_weight(kernels: _dispatch.Context, rng: np.random.Ge
     x[:, 1] = 0  # what the weights of this column are does not matter
     x[[0, 2], 3] = 0  # and of this one only to row 1
     packed = sedq.pack_weights(w)
-    expected, sound = reference.matmul_integer(x, w), packed._core.panels.copy()
+    expected, sound = oracles.matmul_integer(x, w), packed._core.panels.copy()
     for j, i, bit in np.ndindex(n, k, 8):
         faults.flip_weight_bit(packed, j, i, bit)
         y, events = watched(lambda: sedq.matmul_integer(x, packed, check="off"))
@@ -150,9 +152,9 @@ def test_corrupted_padding_of_the_panels(kernels: _dispatch.Context, rng: np.ran
     assert len(padding) == 32 * 8 - 18 * 5
     for byte in padding:
         with flipped(packed._core.panels, byte, 3):
-            np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="off"), reference.matmul_integer(x, w))
+            np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="off"), oracles.matmul_integer(x, w))
             y, events = watched(lambda: sedq.matmul_integer(x, packed))
-            np.testing.assert_array_equal(y, reference.matmul_integer(x, w))
+            np.testing.assert_array_equal(y, oracles.matmul_integer(x, w))
             if events:
                 assert {(e.verdict, e.detail) for e in events} == {("memory", "panels: padding")}
                 assert packed.verify().ok
@@ -166,7 +168,7 @@ def test_the_limit_differences_that_cancel_in_a_row(
     x, w = operands(rng, 4, 20, 6)
     x[:, 4] = x[:, 2] + (x[:, 2] < 255) - (x[:, 2] == 255)  # all differ
     w[[3, 11], 2], w[11, 4] = (5, 64 + 5), 64 + 5
-    expected = reference.matmul_integer(x, w)
+    expected = oracles.matmul_integer(x, w)
     packed = sedq.pack_weights(w)
     faults.flip_weight_bit(packed, 3, 2, 6)  # + 64
     faults.flip_weight_bit(packed, 11, 2, 6)  # - 64
@@ -188,7 +190,7 @@ def test_every_bit_of_the_digits(kernels: _dispatch.Context, rng: np.random.Gene
     x, w = operands(rng, 2, 18, 5)
     x[:, 1] = 0
     packed = sedq.pack_weights(w)
-    expected, digits = reference.matmul_integer(x, w), packed._core.digits
+    expected, digits = oracles.matmul_integer(x, w), packed._core.digits
     sound = digits.copy()
     for p, i, bit in np.ndindex(len(digits), 5, 8):
         faults.flip_bit(digits, p * 128 + i, bit)
@@ -232,7 +234,7 @@ def test_partial_sums_of_two_threads(kernels: _dispatch.Context, rng: np.random.
 def chained(x: np.ndarray, packed: sedq.PackedWeights, x_sums: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     y, y_sums = np.empty((len(x), packed.shape[0]), np.uint8), np.empty(len(x), np.uint32)
     settings = _config.resolve(options.get("check"), options.get("on_error"), None)
-    linear.multiply(x, packed, (*QPARAMS.values(), False), y, settings, operator="test", x_sums=x_sums, y_sums=y_sums)
+    _products.multiply(x, packed, (*QPARAMS.values(), False), y, settings, operator="test", x_sums=x_sums, y_sums=y_sums)
     return y, y_sums
 
 
@@ -255,7 +257,7 @@ def test_every_bit_of_an_input_against_its_chained_sums(
                 chained(x, packed, sums, check=check, on_error="raise")
             (event,) = caught.value.events
             assert (event.kind, event.row, abs(event.residual)) == ("input", byte // 11, 1 << bit)
-            with pytest.raises(recovery.UpstreamCorrupted, match="test: input corrupted"):
+            with pytest.raises(detection.UpstreamCorrupted, match="test: input corrupted"):
                 chained(x, packed, sums, check=check)
     assert changed > x.size
 
@@ -268,9 +270,9 @@ def test_sums_that_are_out_of_date(kernels: _dispatch.Context, rng: np.random.Ge
     for bit in range(32):
         with flipped(sums, 4 * 97 + bit // 8, bit % 8):
             chained(x, packed, sums, check="off")
-            with pytest.raises(recovery.UpstreamCorrupted) as caught:
+            with pytest.raises(detection.UpstreamCorrupted) as caught:
                 chained(x, packed, sums, check=check)
-            assert [(row, kind) for row, kind, _, _ in caught.value.findings] == [(97, recovery.INPUT)]
+            assert [(row, kind) for row, kind, _, _ in caught.value.findings] == [(97, detection.INPUT)]
 
 
 @checked
@@ -293,5 +295,5 @@ def test_output_overwritten_after_it_was_stored(
             assert found is None
             continue
         ((row, kind, residual, _),) = found
-        assert (row, kind) == (1, recovery.OUTPUT)
+        assert (row, kind) == (1, detection.OUTPUT)
         assert (int(residual) - (int(sums[0]) - before)) % 2**32 == 0

@@ -7,9 +7,9 @@ import pytest
 
 import sedq
 from helpers.products import LEVELS, QPARAMS, bits_of, checked, flipped, operands, watched
-from sedq import faults, recovery
+from sedq import detection, faults
 from sedq._core import _dispatch, _gemm, _packing
-from sedq.weights import encoding
+from sedq.linear import _encoding
 
 
 def linear_call(
@@ -18,7 +18,7 @@ def linear_call(
     """Output and kinds of findings of the compiled loop."""
     y = np.empty((len(x), packed.shape[0]), epilogue.dtype)
     found = _gemm.linear(kernels, packed._core, epilogue, x, y, level, 1)
-    return y, {recovery.KINDS[kind] for _, kind, _, _ in found or ()}
+    return y, {detection.KINDS[kind] for _, kind, _, _ in found or ()}
 
 
 @checked
@@ -80,10 +80,10 @@ def test_every_bit_of_the_parameters_that_columns_share(
         changed += not np.array_equal(y, expected, equal_nan=output == "float32")
         _, found = linear_call(kernels, packed, epilogue, x, LEVELS[check])
         assert "parameters" in found
-        assert not encoding.intact(epilogue)
+        assert not _encoding.intact(epilogue)
         shared[:, byte] ^= np.uint8(1 << bit)
     assert changed >= {"int32": 0, "uint8": 20, "float32": 5}[output], "the flips matter"
-    assert encoding.intact(epilogue)
+    assert _encoding.intact(epilogue)
 
 
 @checked

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sedq.embedding.guard import ATTEMPTS, Guard
+from sedq.embedding._guard import ATTEMPTS, Guard
 
 
 def test_a_read_without_writers_runs_once() -> None:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import demo
+from sedq.commands import _demo
 from sedq.datasets import load_msweb
 
 Array = NDArray[Any]
@@ -151,7 +151,7 @@ def test_a_batch_stands_alone(bag: sedq.EmbeddingBag) -> None:
 
 
 def test_a_model_takes_batches() -> None:
-    model, requests = demo.build(load_msweb()), load_msweb().heldout.batch(0, 8)
+    model, requests = _demo.build(load_msweb()), load_msweb().heldout.batch(0, 8)
     expected = model(requests.dense, requests.indices, requests.offsets, include_last_offset=True)
     pairs = zip(requests.indices, requests.offsets, strict=True)
     batches = [sedq.IndexBatch(i.copy(), o, include_last_offset=True) for i, o in pairs]

@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import sedq
-from sedq import QParams, _config, reference
+from helpers import oracles
+from sedq import QParams, _config
 from sedq._core import _dispatch
 
 LEVELS = ("off", "exact", "full")
@@ -39,7 +40,7 @@ def assert_same_bits(got: np.ndarray, expected: np.ndarray, note: object = "") -
 
 
 def assert_like_reference(x: np.ndarray, w: np.ndarray, weights: dict[str, Any], real: dict[str, Any], check: str) -> None:
-    expected = reference.qlinear(x, w, **weights, **real)
+    expected = oracles.qlinear(x, w, **weights, **real)
     m, n = expected.shape
     buffer = np.full(m * n + 256, GUARD, expected.dtype)
     out = buffer[128 : 128 + m * n].reshape(m, n)
@@ -128,7 +129,7 @@ def test_scale_and_bias_of_other_dtypes(kernels: _dispatch.Context, rng: np.rand
     scale.flags.writeable = bias.flags.writeable = False
     real = {"x_scale": np.float64(0.3), "x_zero_point": np.uint8(9), "y_scale": np.float32(0.7), "y_zero_point": np.int64(3)}
     y = sedq.qlinear(x, sedq.pack_weights(w, scale, bias=bias), **real)
-    assert_same_bits(y, reference.qlinear(x, w, scale=scale, bias=bias, **real))
+    assert_same_bits(y, oracles.qlinear(x, w, scale=scale, bias=bias, **real))
     assert sedq.pack_weights(w, scale, bias=bias).scale.dtype == np.float32
 
 
@@ -143,7 +144,7 @@ def test_leading_dimensions_and_out(
     if output is np.uint8:
         real |= {"y_scale": 0.2, "y_zero_point": 77}
     packed = sedq.pack_weights(w, **weights)
-    expected = reference.qlinear(x.reshape(-1, 6), w, **weights, **real).reshape(*shape[:-1], 9)
+    expected = oracles.qlinear(x.reshape(-1, 6), w, **weights, **real).reshape(*shape[:-1], 9)
     assert_same_bits(sedq.qlinear(x, packed, **real), expected)
     assert_same_bits(sedq.qlinear(np.asfortranarray(x), packed, **real), expected)
     out = np.full(expected.shape, GUARD, output)
@@ -157,10 +158,10 @@ def test_many_activation_parameters(rng: np.random.Generator) -> None:
     x, packed = rng.integers(0, 256, (3, 6), dtype=np.uint8), sedq.pack_weights(w, **weights)
     for x_zero in (*range(60), *range(60)):
         np.testing.assert_array_equal(
-            sedq.matmul_integer(x, packed, x_zero), reference.matmul_integer(x, w, weights["zero_point"], x_zero)
+            sedq.matmul_integer(x, packed, x_zero), oracles.matmul_integer(x, w, weights["zero_point"], x_zero)
         )
         real = {"x_scale": 0.1, "x_zero_point": x_zero, "y_scale": 0.5, "y_zero_point": 9}
-        assert_same_bits(sedq.qlinear(x, packed, **real), reference.qlinear(x, w, **weights, **real))
+        assert_same_bits(sedq.qlinear(x, packed, **real), oracles.qlinear(x, w, **weights, **real))
     assert len(packed._epilogues) <= 32
 
 
@@ -177,7 +178,7 @@ def test_dynamic(
     params = sedq.choose_qparams(x.min(), x.max(), reduce_range=reduce_range)
     codes = sedq.quantize(x, params)
     assert codes.max() <= (127 if reduce_range else 255)
-    expected = reference.qlinear(
+    expected = oracles.qlinear(
         codes.reshape(8, 29), w, **weights, x_scale=params.scale, x_zero_point=params.zero_point, relu=relu
     ).reshape(2, 4, 37)
     options = {"reduce_range": reduce_range, "check": check}
@@ -236,9 +237,9 @@ def test_layer_against_float(
     assert np.abs(sedq.dequantize(quantised, qy) - np.clip(y, lowest, highest)).max() <= qy.scale * 0.51
     weights = {"scale": made.packed.scale, "bias": b if bias else None}
     real = {"x_scale": qx.scale, "x_zero_point": qx.zero_point, "relu": relu}
-    assert_same_bits(y, reference.qlinear(codes, made.packed.unpack(), **weights, **real))
+    assert_same_bits(y, oracles.qlinear(codes, made.packed.unpack(), **weights, **real))
     real |= {"y_scale": qy.scale, "y_zero_point": qy.zero_point}
-    assert_same_bits(quantised, reference.qlinear(codes, made.packed.unpack(), **weights, **real))
+    assert_same_bits(quantised, oracles.qlinear(codes, made.packed.unpack(), **weights, **real))
 
 
 def test_layer_observes_in_parts(rng: np.random.Generator) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import sedq
-from sedq import faults, linear
+from sedq import faults
 from sedq._core import _dispatch
+from sedq.commands._demo import build
 from sedq.datasets import load_msweb
-from sedq.demo import build
+from sedq.linear import _products
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def layer(rng: np.random.Generator) -> sedq.QuantizedLinear:
 
 def strike_codes(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Flip a bit of the codes after they were summed."""
-    sound, left = linear.quantize_activations, [times]
+    sound, left = _products.quantize_activations, [times]
 
     def struck(*arguments: Any) -> Any:
         codes, sums = sound(*arguments)
@@ -34,7 +35,7 @@ def strike_codes(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
             codes[2, 3] ^= 64
         return codes, sums
 
-    monkeypatch.setattr(linear, "quantize_activations", struck)
+    monkeypatch.setattr(_products, "quantize_activations", struck)
 
 
 CALLS: dict[str, Callable[[sedq.QuantizedLinear, np.ndarray, str], np.ndarray]] = {

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import sedq
-from sedq import faults, reference
+from helpers import oracles
+from sedq import faults
 from sedq._core import _dispatch
 
 QPARAMS = {"x_scale": 0.02, "x_zero_point": 5, "y_scale": 0.5, "y_zero_point": 128}
@@ -93,7 +94,7 @@ def test_the_limit_of_a_persistent_fault(kernels: _dispatch.Context, rng: np.ran
     with sedq.monitor() as m, faults.accumulator_fault(flip=1 << 31, element=1, repeat=10**6):
         y = sedq.matmul_integer(x, packed)
     assert m.detections == 0
-    wrong = np.argwhere(y != reference.matmul_integer(x, w, 3))
+    wrong = np.argwhere(y != oracles.matmul_integer(x, w, 3))
     assert wrong.tolist() == [[row, column] for row in range(0, M, kernels.mr) for column in (1, 65)]
 
 
@@ -175,7 +176,7 @@ def test_settings_of_the_context_and_of_the_call(rng: np.random.Generator) -> No
             with pytest.raises(sedq.SoftErrorDetected):
                 sedq.matmul_integer(x, packed, check="exact")
         y = sedq.matmul_integer(x, packed, on_error="recover")
-    np.testing.assert_array_equal(y, reference.matmul_integer(x, w, 3))
+    np.testing.assert_array_equal(y, oracles.matmul_integer(x, w, 3))
 
 
 def test_detections_are_logged(rng: np.random.Generator, caplog: pytest.LogCaptureFixture) -> None:
@@ -285,7 +286,7 @@ def restless() -> Iterator[None]:
 def test_threads_that_share_a_pack(rng: np.random.Generator, heals: bool) -> None:
     # more activation parameters than the pack remembers, from several threads at once, while another heals
     x, w, packed = make(rng)
-    expected = [reference.matmul_integer(x[:1], w, 3, zero) for zero in range(256)]
+    expected = [oracles.matmul_integer(x[:1], w, 3, zero) for zero in range(256)]
     failures: list[object] = []
     barrier = threading.Barrier(4)
 

@@ -17,10 +17,10 @@ from helpers.tracing import needs_ptrace, session
 from sedq._core import _ptrace
 from sedq.faults import InvalidRun, live
 from sedq.faults._log import _line
-from sedq.faults.live import protocol
-from sedq.faults.live.log import Log
-from sedq.faults.live.strikes import draw
-from sedq.faults.live.targets import check_shape
+from sedq.faults.live import _protocol
+from sedq.faults.live._log import Log
+from sedq.faults.live._strikes import draw
+from sedq.faults.live._targets import check_shape
 
 
 @needs_ptrace
@@ -166,7 +166,7 @@ def test_a_template_that_nobody_waits_for_ends_quietly() -> None:
     gone, reply = os.pipe()
     os.close(gone)
     options = json.dumps({"operator": "probe", "check": "off", "shape": check_shape("probe", None), "seed": 0})
-    command = [sys.executable, "-P", "-m", protocol.CHILD, options, *map(str, (control, reply, control, reply))]
+    command = [sys.executable, "-P", "-m", _protocol.CHILD, options, *map(str, (control, reply, control, reply))]
     try:
         ran = subprocess.run(command, stderr=subprocess.PIPE, pass_fds=(control, reply), timeout=60)
     finally:

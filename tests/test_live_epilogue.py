@@ -10,8 +10,8 @@ import pytest
 
 from helpers.tracing import general_registers, kernel, needs_ptrace, run_to_address, session, step, stop_at
 from sedq._core import _dispatch
-from sedq.faults.live.session import Session
-from sedq.faults.live.strikes import Strike
+from sedq.faults.live._session import Session
+from sedq.faults.live._strikes import Strike
 
 # argument registers of the System V ABI, and the stack pointer, as numbers
 RDI, RDX, RCX, RSP = 5, 3, 2, 7

@@ -13,9 +13,9 @@ import pytest
 from helpers.tracing import kernel, needs_ptrace, session, stop_at
 from sedq._core import _ptrace
 from sedq.faults import live
-from sedq.faults.live import protocol
-from sedq.faults.live.session import Session
-from sedq.faults.live.strikes import NOTHING, Strike, draw
+from sedq.faults.live import _protocol
+from sedq.faults.live._session import Session
+from sedq.faults.live._strikes import NOTHING, Strike, draw
 
 
 @needs_ptrace
@@ -124,7 +124,7 @@ def test_a_timeout_too_short_is_named_though_the_first_call_ended_before_anybody
 
     def late(self: Session, pipe: int, what: bytes) -> None:
         tell(self, pipe, what)
-        if what == protocol.ONCE and not told:
+        if what == _protocol.ONCE and not told:
             time.sleep(0.3)
             told.append(what)
 

@@ -13,25 +13,26 @@ import pytest
 
 import sedq
 from helpers.tracing import needs_ptrace
-from sedq import _statistics, cli
+from sedq import _statistics
+from sedq.commands import _main
 from sedq.faults import live
-from sedq.faults.live import targets
-from sedq.faults.live.strikes import NOTHING, OUTCOMES, Trial
+from sedq.faults.live import _targets
+from sedq.faults.live._strikes import NOTHING, OUTCOMES, Trial
 
 
 def test_damage_is_relative_and_sees_every_bit() -> None:
     want, limits = np.array([[1, -4], [2, 0]], np.float32), np.array([1e-3, 1e-3])
-    assert targets.damage(want, want, limits) == (0, False)
+    assert _targets.damage(want, want, limits) == (0, False)
     got = want.copy()
     got[1, 1] = -0.0
-    assert targets.damage(got, want, limits) == (targets.SMALLEST, False)
+    assert _targets.damage(got, want, limits) == (_targets.SMALLEST, False)
     got[1, 1] = 0.5
-    assert targets.damage(got, want, limits) == (0.125, True)
-    assert targets.damage(got, want, np.array([0, 0.5])) == (0.125, False)
+    assert _targets.damage(got, want, limits) == (0.125, True)
+    assert _targets.damage(got, want, np.array([0, 0.5])) == (0.125, False)
     got[0, 0] = np.nan
-    assert targets.damage(got, want, limits) == (targets.LARGEST, True)
+    assert _targets.damage(got, want, limits) == (_targets.LARGEST, True)
     codes = np.array([3, 200], np.uint8)
-    assert targets.damage(codes ^ np.array([0, 1], np.uint8), codes, np.zeros(1)) == (0.005, True)
+    assert _targets.damage(codes ^ np.array([0, 1], np.uint8), codes, np.zeros(1)) == (0.005, True)
 
 
 def trial(number: int, outcome: str, **fields: Any) -> Trial:
@@ -97,7 +98,7 @@ def test_the_command_prints_and_writes(
 
     file, log = tmp_path / "out.json", tmp_path / "run.jsonl"
     options = ["--operator", "bag", "--check", "digest", "--trials", "25", "--resume", str(log)]
-    assert cli.main(["campaign", "--live", *options, "--json", str(file)]) == 0
+    assert _main.main(["campaign", "--live", *options, "--json", str(file)]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("bag 21 x 600 x 83, check='digest', ")
     assert "25 of 25" in printed.err
@@ -105,26 +106,26 @@ def test_the_command_prints_and_writes(
     assert written["trials"] == 25
     assert sum(row["flips"] for row in written["by_kind"]) == sum(row["flips"] for row in written["by_function"]) == 25
     assert len(log.read_text().splitlines()) == 26
-    assert cli.main(["campaign", "--live", "--dummy", "--trials", "3"]) == 0
-    assert cli.main(["campaign", "--live", "--check", "threshold"]) == 2
+    assert _main.main(["campaign", "--live", "--dummy", "--trials", "3"]) == 0
+    assert _main.main(["campaign", "--live", "--check", "threshold"]) == 2
     assert "sedq: check: got 'threshold'" in capsys.readouterr().err
-    assert cli.main(["campaign", "--live", "--json", str(tmp_path)]) == 2
-    assert cli.main(["campaign", "--live", "--operator", "probe", "--trials", "3"]) == 0
+    assert _main.main(["campaign", "--live", "--json", str(tmp_path)]) == 2
+    assert _main.main(["campaign", "--live", "--operator", "probe", "--trials", "3"]) == 0
     capsys.readouterr()
     monkeypatch.setattr(live, "run", detected)  # of flips that are drawn, none may have been consequential
     for goal, status, said in (("0.999", 0, "goal holds"), ("1e-9", 1, "goal DOES NOT HOLD")):
         options = ["--live", "--registers", "vector", "--check", "exact", "--goal", goal]
-        assert cli.main(["campaign", *options]) == status
+        assert _main.main(["campaign", *options]) == status
         assert capsys.readouterr().out.endswith(f"{said}\n")
     monkeypatch.setattr(live, "run", fail)
-    assert cli.main(["campaign", "--live"]) == 2
+    assert _main.main(["campaign", "--live"]) == 2
     assert "the run is invalid: no result" in capsys.readouterr().err
     for option in (["--sites", "weights"], ["--batch", "0"], ["--workers", "0"], ["--list-sites"], ["--goal", "0"]):
-        assert cli.main(["campaign", "--live", *option]) == 2
+        assert _main.main(["campaign", "--live", *option]) == 2
         assert f"sedq: {option[0]}: got " in capsys.readouterr().err
-    assert cli.main(["campaign", "--live", "--dummy", "--goal", "0.1"]) == 2
+    assert _main.main(["campaign", "--live", "--dummy", "--goal", "0.1"]) == 2
     monkeypatch.setattr(live, "run", interrupt)
-    assert cli.main(["campaign", "--live", "--resume", str(log)]) == 130
+    assert _main.main(["campaign", "--live", "--resume", str(log)]) == 130
     assert f"interrupted; go on with --resume {log}" in capsys.readouterr().err
 
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from helpers.tracing import go_on_to, kernel, needs_ptrace, session, stop_at
 from sedq._core import _gemm, _ptrace
 from sedq.faults import live
-from sedq.faults.live import protocol, symbols, targets
-from sedq.faults.live.session import Session
-from sedq.faults.live.strikes import FLAG_BITS, NOTHING, Strike, Trial, draw, register_name
+from sedq.faults.live import _protocol, _symbols, _targets
+from sedq.faults.live._session import Session
+from sedq.faults.live._strikes import FLAG_BITS, NOTHING, Strike, Trial, draw, register_name
 
 # argument registers of the System V ABI, in order, as numbers
 RDI, RSI, RDX, RCX, R8, R9, R11 = 5, 4, 3, 2, 8, 9, 11
@@ -41,7 +41,7 @@ def strike_at(s: Session, function: str, kind: str, register: int, bit: int) -> 
     return trial
 
 
-def stops(s: Session) -> Iterator[tuple[symbols.Image, int]]:
+def stops(s: Session) -> Iterator[tuple[_symbols.Image, int]]:
     """Stop one new worker after another, each at a random moment."""
     for n in range(1000):
         s._discard()
@@ -53,7 +53,7 @@ def loop_of(s: Session) -> int:
     return Counter(pc for _, pc in itertools.islice(stops(s), 20)).most_common(1)[0][0]
 
 
-def stop_in(s: Session, loop: int) -> symbols.Image:
+def stop_in(s: Session, loop: int) -> _symbols.Image:
     """Have a worker that is stopped there, however many that takes."""
     return next(image for image, pc in stops(s) if pc == loop)
 
@@ -78,7 +78,7 @@ def test_a_flip_lands_in_its_register_and_bit_and_nowhere_else(
         worker = s.worker()
         worker.flip(kind, register, bit)
         worker.resume()
-        assert worker.wait(s._done, s.timeout) == (_ptrace.WROTE, protocol.RETURNED)
+        assert worker.wait(s._done, s.timeout) == (_ptrace.WROTE, _protocol.RETURNED)
         got = np.frombuffer(s.read(*s._out), np.uint8) ^ s.want
         want = np.zeros_like(got)
         want[start + width * register + bit // 8] = 1 << bit % 8
@@ -112,7 +112,7 @@ def test_every_register_and_bit_is_drawn() -> None:
 @needs_ptrace
 def test_functions_are_named_by_their_symbols(tmp_path: Path) -> None:
     path = os.path.realpath(str(_gemm.__file__))
-    (image,) = symbols.images(os.getpid(), {path})
+    (image,) = _symbols.images(os.getpid(), {path})
     for name in ("run_rows", "linear"):
         offset = image.offset_of(f"_gemm:{name}")
         assert image.low <= image.base + offset < image.high
@@ -124,7 +124,7 @@ def test_functions_are_named_by_their_symbols(tmp_path: Path) -> None:
     assert strip is not None
     stripped = tmp_path / Path(path).name
     subprocess.run([strip, "-o", stripped, path], check=True)
-    bare = symbols.Image(str(stripped), 0, 0, 1)
+    bare = _symbols.Image(str(stripped), 0, 0, 1)
     assert bare.function(image.offset_of("_gemm:run_rows")) == "_gemm:?"
     assert bare.function(bare.offset_of("_gemm:PyInit__gemm")) == "_gemm:PyInit__gemm"
 
@@ -214,7 +214,7 @@ def job_of(s: Session) -> tuple[int, int]:
 
     On the stack they follow the vectors and four sizes.
     """
-    requests, vectors, dim = targets.SHAPES["interaction"]
+    requests, vectors, dim = _targets.SHAPES["interaction"]
     sizes = np.array([s._places["vectors"][0], requests, vectors, dim, dim + vectors * (vectors - 1) // 2], np.uint64)
     _, words = stack_of(s)
     found = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(words, len(sizes)) == sizes).all(axis=1))
@@ -279,7 +279,7 @@ def test_codes_stored_in_an_earlier_row_are_detected(
     for _ in range(2):  # of the first two requests
         go_on_to(s, kernel(s, "dots"))
         go_on_to(s, kernel(s, "quantize"))
-    want = s.want.reshape(targets.SHAPES["interaction"][0], -1)
+    want = s.want.reshape(_targets.SHAPES["interaction"][0], -1)
     _, first = job_of(s)
     third = first + 2 * want.shape[1]
     s.write(third, want[2].tobytes())
@@ -341,7 +341,7 @@ def test_a_worker_whose_operands_changed_is_replaced(session_of: Callable[[str, 
     s.worker()
     used = np.frombuffer(s.read(*s._places["indices"]), np.int64)
     at, size = s._places["rows"]
-    rows = targets.SHAPES["bag"][1]
+    rows = _targets.SHAPES["bag"][1]
     unused = next(row for row in range(rows) if row not in used)
     image, pc = stop_at(s, kernel(s, "bag"))
     s.write(at + unused * (size // rows) + 5, bytes([s.read(at + unused * (size // rows) + 5, 1)[0] ^ 1]))

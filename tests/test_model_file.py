@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import _archive
 from sedq.datasets import load_msweb
+from sedq.files import _archive
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]

@@ -16,10 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import demo, faults
-from sedq._archive import Writer
-from sedq._files import replacing
+from sedq import faults
+from sedq.commands import _demo
 from sedq.datasets import load_msweb
+from sedq.files._archive import Writer
+from sedq.files._replacing import replacing
 
 Array = NDArray[Any]
 REQUESTS = load_msweb().heldout.batch(0, 20)
@@ -28,7 +29,7 @@ ROW = int(REQUESTS.indices[0][0])  # of table 0, read by the first request
 
 @pytest.fixture
 def model() -> sedq.DLRM:
-    return demo.build(load_msweb())
+    return _demo.build(load_msweb())
 
 
 def scores(model: sedq.DLRM, **settings: Any) -> Array:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 import sedq
 from helpers.model_files import as_version_1
-from sedq import faults, model_file
-from sedq._archive import Writer
+from sedq import faults
+from sedq.files import _model_file
+from sedq.files._archive import Writer
 
 Array = NDArray[Any]
 DIM, ROWS = 5, 40
@@ -190,7 +191,7 @@ def test_a_source_in_memory_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_row_is_read_from_its_block_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_file, "BLOCK", 100 * 32)
+    monkeypatch.setattr(_model_file, "BLOCK", 100 * 32)
     table = RNG.normal(size=(1030, 24)).astype(np.float32)  # the last block is shorter
     bag = loaded(sedq.EmbeddingBag.from_float(table), path := tmp_path / "m").bags[0]
     rows, before = bag.to_fused(), path.read_bytes()

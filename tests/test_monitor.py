@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import sedq
-from sedq import _config, faults, monitoring
+from sedq import _config, detection, faults
 
 X = np.ones((5, 4), np.uint8)
 PACKED = sedq.pack_weights(np.ones((3, 4), np.int8))
@@ -117,7 +117,7 @@ def test_monitors_of_all_threads_end_in_any_order() -> None:
     second.__exit__(None, None, None)
     multiply()
     assert (a.total_checks, b.total_checks) == (5, 10)
-    assert monitoring._everywhere == ()
+    assert detection._everywhere == ()
 
 
 @pytest.mark.parametrize("value", [1, "yes", None])
@@ -129,11 +129,11 @@ def test_all_threads_is_a_truth_value(value: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_a_child_does_not_wait_for_who_counted_in_its_parent() -> None:
-    with sedq.monitor(all_threads=True) as m, m._lock, monitoring._lock:  # as another thread might hold them
+    with sedq.monitor(all_threads=True) as m, m._lock, detection._lock:  # as another thread might hold them
         child = os.fork()
         if not child:
             with sedq.monitor(all_threads=True):
-                monitoring.count_checks("op", 2)
+                detection.count_checks("op", 2)
             os._exit(m.checks["op"])
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
 
@@ -245,8 +245,8 @@ def test_a_log_record_has_the_cpu_and_the_event(caplog: pytest.LogCaptureFixture
 
 def test_an_unknown_cpu_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "sedq"):
-        monitoring.record([event(cpu=-1), event(cpu=-1)])
-        monitoring.record([event(cpu=3), event(cpu=3)])
+        detection.record([event(cpu=-1), event(cpu=-1)])
+        detection.record([event(cpu=3), event(cpu=3)])
     assert caplog.messages[0].endswith("transient (and 1 more)")
     assert caplog.messages[1].endswith("transient (and 1 more), CPU 3")
     assert caplog.records[1].soft_error["more"] == 1  # type: ignore[attr-defined]

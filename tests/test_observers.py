@@ -15,7 +15,7 @@ import pytest
 
 from helpers.observers import KINDS, error, every, message, samples, signs
 from sedq import QParams, choose_qparams
-from sedq.observers import HistogramObserver, MovingAverageObserver, PercentileObserver
+from sedq.quantization import HistogramObserver, MovingAverageObserver, PercentileObserver
 
 # those to which it makes no difference how data is divided
 undivided = pytest.mark.parametrize("kind", [v for k, v in KINDS.items() if k != "MovingAverageObserver"])

@@ -11,7 +11,7 @@ import pytest
 from helpers.observers import KINDS, error, samples, signs
 from sedq import QParams, choose_qparams, dequantize, quantize
 from sedq.datasets._minilm import load_minilm
-from sedq.observers import HistogramObserver, MinMaxObserver
+from sedq.quantization import HistogramObserver, MinMaxObserver
 
 # ---- least squares
 
@@ -84,7 +84,7 @@ def test_a_histogram_that_outgrows_its_bins_counts_on(bins: int) -> None:
 
 def test_scipy_optimize_waits_until_it_is_needed() -> None:
     script = (
-        "import sys; from sedq.observers import *; HistogramObserver().observe([1.0]); "
+        "import sys; from sedq.quantization import *; HistogramObserver().observe([1.0]); "
         "assert 'scipy.optimize' not in sys.modules; HistogramObserver().observe([1.0]).qparams(); "
         "assert 'scipy.optimize' in sys.modules"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sedq.embedding.parity import Parity
+from sedq.embedding._parity import Parity
 
 Array = NDArray[Any]
 

@@ -18,8 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import demo, faults
+from sedq import faults
 from sedq._core import _dispatch
+from sedq.commands import _demo
 from sedq.datasets import load_msweb
 
 Array = NDArray[Any]
@@ -76,7 +77,7 @@ def scores(model: sedq.DLRM, **settings: Any) -> Callable[[], Array]:
 
 @methods
 def test_a_child_computes_after_the_parent_used_threads(method: str) -> None:
-    packed, model = sedq.pack_weights(W), demo.build(load_msweb())
+    packed, model = sedq.pack_weights(W), _demo.build(load_msweb())
     big = np.tile(REQUESTS.indices[0], 40)
     calls = [
         partial(sedq.matmul_integer, X, packed, num_threads=2),
@@ -131,9 +132,9 @@ def test_a_pack_is_healed_on_its_way_to_another_process() -> None:
 
 def test_an_error_comes_back_from_another_process_with_its_events() -> None:
     with pytest.raises(ValueError, match="dense: got NaN"):
-        elsewhere("spawn", partial(demo.build(load_msweb()), np.full((1, 8), np.nan), [np.zeros((1, 1), int)] * 6))
+        elsewhere("spawn", partial(_demo.build(load_msweb()), np.full((1, 8), np.nan), [np.zeros((1, 1), int)] * 6))
     settings = sedq.get_config()._replace(on_error="raise")
-    struck = partial(sedq.recovery.handle, SimpleNamespace(operator="op"), [(0, 1, 2.0, 0.0)], settings)
+    struck = partial(sedq.detection.handle, SimpleNamespace(operator="op"), [(0, 1, 2.0, 0.0)], settings)
     with pytest.raises(sedq.SoftErrorDetected, match="op: accumulator") as raised:
         elsewhere("spawn", struck)
     assert raised.value.events[0].residual == 2.0
@@ -205,7 +206,7 @@ def together(call: Callable[[int], Any], threads: int = 4) -> list[Any]:
 
 @pytest.mark.usefixtures("eager")
 def test_threads_share_packs_and_tables() -> None:
-    packed, model = sedq.pack_weights(W), demo.build(load_msweb())
+    packed, model = sedq.pack_weights(W), _demo.build(load_msweb())
     layer = partial(sedq.qlinear, packed=packed, x_scale=0.1, x_zero_point=7, y_scale=50.0, y_zero_point=99)
     i, o = REQUESTS.indices[1], REQUESTS.offsets[1]
     bag = partial(model.bags[1], i, o, include_last_offset=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sedq import faults
-from sedq.faults import targets
+from sedq.faults import _targets
 
 BENCH = Path(__file__).parent.parent / "bench"
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="the benchmarks are not here")
@@ -86,8 +86,8 @@ def test_more_than_a_million_faults_are_tried_under_exact_alone(monkeypatch: pyt
 def test_what_is_missed_is_listed(
     reach: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = targets.ProductTarget.call
-    monkeypatch.setattr(targets.ProductTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
+    call = _targets.ProductTarget.call
+    monkeypatch.setattr(_targets.ProductTarget, "call", lambda self, batch, check, limit: call(self, batch, "off", limit))
     assert reach.main([str(tmp_path), "--part", "faults", "--scale", "0.01"]) == 0
     assert "**0 were missed**" not in capsys.readouterr().out
     written = json.loads(next(tmp_path.glob("*exact.json")).read_text())

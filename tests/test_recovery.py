@@ -21,10 +21,11 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import demo, faults, recovery
+from sedq import detection, faults
 from sedq._core import _dispatch
+from sedq.commands import _demo
 from sedq.datasets import load_msweb
-from sedq.faults import inject
+from sedq.faults import _inject
 
 Array = NDArray[Any]
 X = np.ones((5, 4), np.uint8)
@@ -185,8 +186,8 @@ def test_an_error_keeps_its_events_through_pickle() -> None:
 
 # ---- the ladder
 
-FINDINGS = [(4, recovery.ACCUMULATOR, 8.0, 0.0), (-1, recovery.COUNT, 1.0, 0.0)]
-INPUT = [(4, recovery.INPUT, 8.0, 0.0)]
+FINDINGS = [(4, detection.ACCUMULATOR, 8.0, 0.0), (-1, detection.COUNT, 1.0, 0.0)]
+INPUT = [(4, detection.INPUT, 8.0, 0.0)]
 
 
 class Steps:
@@ -195,27 +196,27 @@ class Steps:
     operator = "op"
 
     def __init__(self, word: str, *repair: str) -> None:
-        self.word, self.repaired, self.log, self.answer = list(word), recovery.Repair(*repair), "", ""
+        self.word, self.repaired, self.log, self.answer = list(word), detection.Repair(*repair), "", ""
 
-    def repair(self) -> recovery.Repair:
+    def repair(self) -> detection.Repair:
         self.log += "r"
         return self.repaired
 
-    def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
+    def compute(self, kernels: _dispatch.Context) -> detection.Attempt:
         self.log += "c"
         letter = self.word.pop(0)
-        return recovery.Attempt((np.array([letter]),), FINDINGS if letter == "!" else [])
+        return detection.Attempt((np.array([letter]),), FINDINGS if letter == "!" else [])
 
-    def is_rounding(self, finding: recovery.Finding, answer: recovery.Attempt) -> bool:
-        return finding[1] == recovery.SUM
+    def is_rounding(self, finding: detection.Finding, answer: detection.Attempt) -> bool:
+        return finding[1] == detection.SUM
 
-    def accept(self, answer: recovery.Attempt) -> None:
+    def accept(self, answer: detection.Attempt) -> None:
         self.answer = str(answer.outputs[0][0])
 
 
-def climb(steps: Steps, on_error: str, findings: list[recovery.Finding] = FINDINGS, **how: Any) -> sedq.Monitor:
+def climb(steps: Steps, on_error: str, findings: list[detection.Finding] = FINDINGS, **how: Any) -> sedq.Monitor:
     with sedq.monitor() as m, sedq.config_context(on_error=on_error):
-        recovery.handle(steps, findings, sedq.get_config(), **how)
+        detection.handle(steps, findings, sedq.get_config(), **how)
     return m
 
 
@@ -257,14 +258,14 @@ def test_an_answer_is_what_two_recomputations_agree_on(steps: Steps, log: str, r
 
 @pytest.mark.parametrize("repair", ["", "a row"])
 def test_rounding_beside_a_fault_is_rounding(repair: str) -> None:
-    m = climb(Steps("aa", repair), "recover", [(0, recovery.SUM, 1.0, 0.5), *FINDINGS])
+    m = climb(Steps("aa", repair), "recover", [(0, detection.SUM, 1.0, 0.5), *FINDINGS])
     fault = "memory" if repair else "transient"
     assert [(e.verdict, e.detail) for e in m.events] == [(fault, repair), (fault, repair), ("rounding", "")]
 
 
 def test_recomputations_take_different_paths_and_cores() -> None:
     class Places(Steps):
-        def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
+        def compute(self, kernels: _dispatch.Context) -> detection.Attempt:
             names.append(kernels.name)
             return super().compute(kernels)
 
@@ -289,7 +290,7 @@ def test_paths_differ(name: str) -> None:
 
 def test_an_error_of_another_core_reaches_the_caller() -> None:
     class Failing(Steps):
-        def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
+        def compute(self, kernels: _dispatch.Context) -> detection.Attempt:
             if self.log.endswith("c"):
                 raise ValueError("overflow")
             return super().compute(kernels)
@@ -320,10 +321,10 @@ def test_an_error_that_the_recomputation_repeats_is_not_believed(
         return sedq.matmul_integer(x, packed)
 
     expected, paths = call(), _dispatch.paths(kernels)
-    with inject.hooked_call("tile", (0, 5, 0, 2**40, 0xFFFFFFFF, 0, 1000, True)) as outcome:
+    with _inject.hooked_call("tile", (0, 5, 0, 2**40, 0xFFFFFFFF, 0, 1000, True)) as outcome:
         struck_path = sedq.get_config().kernels
         monkeypatch.setattr(_dispatch, "paths", lambda _: [struck_path, *paths[1:]])
-        with inject.hooked_call("store", (0, 0, 1)), sedq.monitor() as m:  # what is detected
+        with _inject.hooked_call("store", (0, 0, 1)), sedq.monitor() as m:  # what is detected
             got = call()
         fired = outcome()[0]
     assert fired > 1  # in the call, and again
@@ -349,7 +350,7 @@ def test_warn_tries_nothing() -> None:
 
 def test_a_bad_input_goes_to_its_writer_unrecorded() -> None:
     steps = Steps("aa")
-    with sedq.monitor() as m, pytest.raises(recovery.UpstreamCorrupted) as raised:
+    with sedq.monitor() as m, pytest.raises(detection.UpstreamCorrupted) as raised:
         climb(steps, "recover", INPUT, has_writer=True)
     assert (steps.log, m.detections) == ("", 0)
     assert (raised.value.operator, raised.value.findings) == ("op", INPUT)
@@ -364,11 +365,11 @@ def test_only_recovery_sends_an_input_back(has_writer: bool) -> None:
     assert climb(Steps("aa"), "recover", INPUT if not has_writer else FINDINGS, has_writer=has_writer).detections
 
 
-@pytest.mark.parametrize("kind", recovery.KINDS)
+@pytest.mark.parametrize("kind", detection.KINDS)
 def test_every_kind_has_a_name(kind: int) -> None:
     m = climb(Steps("aa"), "recover", [(0, kind, 1.0, 0.0)])
-    assert m.events[0].kind == recovery.KINDS[kind]
-    assert recovery.KINDS[kind] in (sedq.Event.__doc__ or "")
+    assert m.events[0].kind == detection.KINDS[kind]
+    assert detection.KINDS[kind] in (sedq.Event.__doc__ or "")
 
 
 # ---- warnings and the log
@@ -397,7 +398,7 @@ def warn_bag() -> int:
 
 
 def warn_model() -> int:
-    model, r = demo.build(load_msweb()), load_msweb().heldout.batch(0, 2)
+    model, r = _demo.build(load_msweb()), load_msweb().heldout.batch(0, 2)
     with faults.accumulator_fault(flip=1 << 20):
         model(r.dense, r.indices, r.offsets, True, on_error="warn"); return line()  # fmt: skip # noqa: E702
 

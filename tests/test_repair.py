@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import sedq
 from sedq._core import _dispatch
-from sedq.embedding import guard
+from sedq.embedding import _guard
 
 Array = NDArray[Any]
 ROWS, DIM, GROUP = 40, 12, 8
@@ -262,13 +262,13 @@ def test_the_overlay_is_what_calls_read(mode: Any, weighted: bool, kernels: _dis
 
 def test_a_call_for_no_row_of_the_overlay_takes_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     bag = made("view", parity=GROUP)
-    calls, exclusive = list[object](), guard.Guard.exclusive
+    calls, exclusive = list[object](), _guard.Guard.exclusive
 
-    def counted(self: guard.Guard) -> Any:
+    def counted(self: _guard.Guard) -> Any:
         calls.append(self)
         return exclusive(self)
 
-    monkeypatch.setattr(guard.Guard, "exclusive", counted)
+    monkeypatch.setattr(_guard.Guard, "exclusive", counted)
     memory(bag)[0][6] ^= 0x55
     bag.scrub()
     assert list(bag._redundancy.overlay) == [6]

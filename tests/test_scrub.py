@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import cli, demo, scrub
 from sedq._core import _dispatch
+from sedq.commands import _demo, _main
 from sedq.datasets import load_msweb
+from sedq.files import _scrub
 
 Array = NDArray[Any]
 ROWS, DIM = 200, 16
@@ -35,7 +36,7 @@ def saved(folder: Path, rows: Array | None = None, **kwargs: Any) -> Path:
     """Return a table file with its companion."""
     path = folder / "table.npy"
     np.save(path, fused() if rows is None else rows)
-    scrub.protect_file(path, **kwargs)
+    _scrub.protect_file(path, **kwargs)
     return path
 
 
@@ -111,31 +112,31 @@ FILES = [(8, "torch"), (8, "half"), (8, "tbe"), (4, "torch"), (4, "tbe"), (2, "t
 def test_a_file_is_restored_bit_for_bit(bits: int, layout: str, tmp_path: Path) -> None:
     path = saved(tmp_path, fused(bits, layout), bits=bits, layout=layout, dim=DIM, parity=20)
     sound, companion = path.read_bytes(), Path(f"{path}.sedq").read_bytes()
-    assert not scrub.scrub_file(path).found
+    assert not _scrub.scrub_file(path).found
     strike(path, 3)
     strike(path, 9, 14, bytes_=4)
     struck = path.read_bytes()
-    looked = scrub.scrub_file(path)
+    looked = _scrub.scrub_file(path)
     assert (looked.found, looked.left) == (["row 3", "row 9", "row 14"], ["row 3", "row 9", "row 14"])
     assert path.read_bytes() == struck, "looking writes nothing"
     seen: list[tuple[int, int]] = []
-    mended = scrub.scrub_file(path, repair=True, progress=lambda done, total: seen.append((done, total)))
+    mended = _scrub.scrub_file(path, repair=True, progress=lambda done, total: seen.append((done, total)))
     assert (sorted(mended.repaired), mended.left) == (sorted(looked.found), [])
     assert path.read_bytes() == sound
     assert Path(f"{path}.sedq").read_bytes() == companion
     assert seen == [(ROWS, ROWS)]
-    assert not scrub.scrub_file(path).found
+    assert not _scrub.scrub_file(path).found
 
 
 def test_a_mapped_table_serves_while_its_file_is_corrupted(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    bag = scrub.open_table(path)
+    bag = _scrub.open_table(path)
     clean = bag([[3, 9]])
     strike(path, 9, bytes_=5)
     with sedq.monitor() as seen:
-        np.testing.assert_array_equal(scrub.open_table(path)([[3, 9]]), clean)
+        np.testing.assert_array_equal(_scrub.open_table(path)([[3, 9]]), clean)
     assert seen.repairs == {"rebuilt": 1}
-    assert scrub.scrub_file(path).found == ["row 9"]
+    assert _scrub.scrub_file(path).found == ["row 9"]
 
 
 @pytest.mark.parametrize("chunk", [10, 64, 2**18])
@@ -145,46 +146,46 @@ def test_a_companion_whose_parts_were_struck_in_memory_is_reported(
     """It is written anew only on request."""
     path = saved(tmp_path, parity=20)
     sound = Path(f"{path}.sedq").read_bytes()
-    header, parts = scrub._companion(path)
+    header, parts = _scrub._companion(path)
     parts["syndromes"][2, 0] ^= 1
     parts["parity"][0, 1] ^= 1
-    scrub._write(Path(f"{path}.sedq"), header, parts)
-    monkeypatch.setattr(scrub, "CHUNK", chunk)
+    _scrub._write(Path(f"{path}.sedq"), header, parts)
+    monkeypatch.setattr(_scrub, "CHUNK", chunk)
     stale = ["locating sums of row 2", "parity of group 0"]
-    assert scrub.scrub_file(path).left == stale
+    assert _scrub.scrub_file(path).left == stale
     struck = Path(f"{path}.sedq").read_bytes()
-    report = scrub.scrub_file(path, repair=True)
+    report = _scrub.scrub_file(path, repair=True)
     assert (report.found, report.repaired, report.left) == (stale, [], stale)
     assert Path(f"{path}.sedq").read_bytes() == struck, "a repair never replaces redundancy"
-    report = scrub.scrub_file(path, rebuild=[2, 0])
+    report = _scrub.scrub_file(path, rebuild=[2, 0])
     assert (report.repaired, report.left, report.notes) == (stale, [], [])
     assert Path(f"{path}.sedq").read_bytes() == sound
-    assert not scrub.scrub_file(path).found
+    assert not _scrub.scrub_file(path).found
 
 
 def test_every_byte_of_a_companion_matters(tmp_path: Path) -> None:
     path = saved(tmp_path, fused(rows=8), parity=4)
     name = Path(f"{path}.sedq")
     sound, unseen = name.read_bytes(), 0
-    expected = scrub._companion(path)
+    expected = _scrub._companion(path)
     for at in range(0, len(sound), 3):
         name.write_bytes(sound[:at] + bytes([sound[at] ^ 16]) + sound[at + 1 :])
         try:
-            header, parts = scrub._companion(path)
+            header, parts = _scrub._companion(path)
         except sedq.ModelFileError:
             continue
-        unseen += header != expected[0] or any(not np.array_equal(parts[n], expected[1][n]) for n in scrub.PARTS)
+        unseen += header != expected[0] or any(not np.array_equal(parts[n], expected[1][n]) for n in _scrub.PARTS)
     assert unseen == 0
     name.write_bytes(sound[:-30])
     with pytest.raises(sedq.ModelFileError, match=r"table.npy.sedq: not the companion of a table, or a damaged one"):
-        scrub.scrub_file(path)
+        _scrub.scrub_file(path)
 
 
 def test_a_companion_of_another_table_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     np.save(path, fused(rows=ROWS + 1))
     with pytest.raises(sedq.ModelFileError, match="made for rows of shape"):
-        scrub.open_table(path)
+        _scrub.open_table(path)
 
 
 @pytest.mark.parametrize(
@@ -209,32 +210,32 @@ def test_a_companion_of_another_table_is_refused(tmp_path: Path) -> None:
 )
 def test_a_companion_that_says_other_things_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = saved(tmp_path, parity=20)
-    header, parts = scrub._companion(path)
+    header, parts = _scrub._companion(path)
     for name, value in change.items():
         (header if name in header and not isinstance(value, np.ndarray) else parts)[name] = value
-    scrub._write(Path(f"{path}.sedq"), header, parts)
+    _scrub._write(Path(f"{path}.sedq"), header, parts)
     with pytest.raises(sedq.ModelFileError, match=message):
-        scrub.scrub_file(path)
+        _scrub.scrub_file(path)
 
 
 def test_a_model_is_looked_over_array_by_array(model: Path) -> None:
-    report = scrub.scrub_file(model)
+    report = _scrub.scrub_file(model)
     assert (report.kind, report.found) == ("model", [])
     assert report.checked > 5
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 1
     model.write_bytes(data)
-    report = scrub.scrub_file(model)
+    report = _scrub.scrub_file(model)
     assert len(report.found) == 1
     assert report.left == report.found
     with pytest.raises(ValueError, match="which holds nothing to be mended from"):
-        scrub.scrub_file(model, repair=True)
+        _scrub.scrub_file(model, repair=True)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.npz"
-    demo.build(load_msweb()).save(path)
+    _demo.build(load_msweb()).save(path)
     return path
 
 
@@ -242,7 +243,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> int:
-    return cli.main(["scrub", *map(str, arguments)])
+    return _main.main(["scrub", *map(str, arguments)])
 
 
 def test_the_command_from_beginning_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +279,7 @@ def test_a_corrupted_table_is_not_protected_anew_unless_forced(tmp_path: Path, c
     message = "a companion with which 2 rows of the table do not agree, row 5 first; expected them to be repaired, or force"
     assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="2 rows of the table do not agree"):
-        scrub.protect_file(path, parity=10)
+        _scrub.protect_file(path, parity=10)
     assert run(path, "--repair") == 3
     assert (companion.read_bytes(), path.read_bytes()) == (sound, table)
     strike(path, 5)
@@ -289,8 +290,8 @@ def test_a_corrupted_table_is_not_protected_anew_unless_forced(tmp_path: Path, c
     assert "made for rows of shape" in capsys.readouterr().err
     companion.write_bytes(b"PK")
     with pytest.raises(sedq.ModelFileError, match=r"or a damaged one .*; expected force to replace it"):
-        scrub.protect_file(path)
-    assert scrub.protect_file(path, force=True) == companion
+        _scrub.protect_file(path)
+    assert _scrub.protect_file(path, force=True) == companion
     assert run(path) == 0
 
 
@@ -311,7 +312,7 @@ def test_the_command_shows_how_far_it_is(
 ) -> None:
     path = saved(tmp_path)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.setattr(scrub, "CHUNK", 100)
+    monkeypatch.setattr(_scrub, "CHUNK", 100)
     assert run(path) == 0
     assert capsys.readouterr().err == f"\r[{'#' * 20:<40}] 100 of 200\r[{'#' * 40}] 200 of 200\n"
     assert run(path, "--quiet") == 0

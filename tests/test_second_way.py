@@ -18,8 +18,8 @@ from helpers.campaigns import layer, model, table
 from helpers.sites import planned, product, visits
 from sedq import QParams, _config, faults, quantize
 from sedq._core import _dense, _dispatch
-from sedq.dlrm import floats
-from sedq.faults.models import Change
+from sedq.faults._models import Change
+from sedq.models import _stages
 
 Array = NDArray[Any]
 STUCK = 2**40  # visits
@@ -167,22 +167,22 @@ def test_both_sigmoids_agree() -> None:
     ])  # fmt: skip
     logits = logits[~np.isnan(logits)]
     probabilities = np.empty_like(logits)
-    floats.expit(logits, out=probabilities)
-    assert floats.agrees(logits, probabilities).all()
+    _stages.expit(logits, out=probabilities)
+    assert _stages.agrees(logits, probabilities).all()
     for bit in range(4, 32):
         struck = (probabilities.view(np.uint32) ^ np.uint32(1 << bit)).view(np.float32)
-        assert not floats.agrees(logits, struck)[probabilities > 1e-30].any()
+        assert not _stages.agrees(logits, struck)[probabilities > 1e-30].any()
 
 
 def test_a_stuck_exp_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sigmoid that is always wrong: computed twice alike it would agree with itself."""
-    honest = floats.expit
+    honest = _stages.expit
 
     def stuck(x: Array, out: Array | None = None) -> Array:
         return np.multiply(honest(x), np.float32(0.75), out=out)
 
-    monkeypatch.setattr(floats, "expit", stuck)
+    monkeypatch.setattr(_stages, "expit", stuck)
     logits = np.linspace(-2, 2, 9, dtype=np.float32)[:, None]
     settings = _config.resolve("exact", "raise", None)
     with pytest.raises(sedq.SoftErrorDetected, match="repeat"):
-        floats.sigmoid(logits, logits[:, 0].view(np.uint32), settings)
+        _stages.sigmoid(logits, logits[:, 0].view(np.uint32), settings)

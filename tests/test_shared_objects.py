@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sedq
-from sedq import faults, recovery
+from sedq import detection, faults
 from sedq._core import _embedding, _gemm
 
 THREADS, ROUNDS = 4, 40
@@ -148,7 +148,7 @@ def test_parameters_forgotten_before_the_product_began(
     expected = sedq.qlinear(x, packed, **scales)
     (derived,) = packed._epilogues.values()
     derived.col_term[5] ^= 1 << 25
-    honest = sedq.linear.multiply
+    honest = _products.multiply
 
     def multiply(*args: Any, **kwargs: Any) -> None:
         elsewhere(packed.heal)
@@ -176,7 +176,7 @@ def test_a_row_mended_between_a_computation_and_its_verdict(
     faults.flip_row_bit(bag, 7, 5)
     faults.flip_row_bit(bag, 9, 5)
     bag.restore([9])
-    monkeypatch.setattr(recovery, "count_checks", once(recovery.count_checks, lambda: MEND[mend](bag, 7)))
+    monkeypatch.setattr(detection, "count_checks", once(detection.count_checks, lambda: MEND[mend](bag, 7)))
     with sedq.monitor() as m:
         if collected:
             sedq.EmbeddingBagCollection([bag])([7, 8, 9], [0, 2, 3])
@@ -189,7 +189,7 @@ def test_a_row_mended_between_a_computation_and_its_verdict(
 
 def test_another_row_that_was_mended_is_no_excuse(bag: sedq.EmbeddingBag, monkeypatch: pytest.MonkeyPatch) -> None:
     faults.flip_row_bit(bag, 7, 5)
-    monkeypatch.setattr(recovery, "count_checks", once(recovery.count_checks, lambda: bag.restore([7, 3])))
+    monkeypatch.setattr(detection, "count_checks", once(detection.count_checks, lambda: bag.restore([7, 3])))
     with sedq.monitor() as m, faults.accumulator_fault("bag", flip=1 << 29):
         bag([[3, 8], [9, 9]])
     assert set(m.verdicts) == {"transient"}
@@ -230,7 +230,7 @@ def test_rows_mended_before_the_reading_that_counts(bag: sedq.EmbeddingBag, monk
         elif call == 2:
             arguments[5][0, 0] += 1  # a store of this core
 
-    found = {2: [(0, recovery.OUTPUT, 1.0, 0.0)]}
+    found = {2: [(0, detection.OUTPUT, 1.0, 0.0)]}
     monkeypatch.setattr(_embedding, "pool", struck_once(_embedding.pool, found, before))
     with sedq.monitor() as m:
         np.testing.assert_array_equal(bag([[3, 4]]), expected)
@@ -254,7 +254,7 @@ def test_weights_healed_that_explain_nothing(which: str, monkeypatch: pytest.Mon
             elsewhere(packed.heal)
         arguments[4][1, 2] += 1
 
-    found = {1: [(1, recovery.ACCUMULATOR, 1.0, 0.0)]}
+    found = {1: [(1, detection.ACCUMULATOR, 1.0, 0.0)]}
     monkeypatch.setattr(_gemm, "linear", struck_once(_gemm.linear, found, before))
     with sedq.monitor() as m:
         got = sedq.qlinear(x, packed, x_scale=0.1, x_zero_point=0)

@@ -122,8 +122,8 @@ def test_no_cycle_of_modules() -> None:
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("import sedq.demo", ["sedq.demo"]),
-        ("def f():\n    from sedq import cli, demo", ["sedq.cli", "sedq.demo"]),
+        ("import sedq.commands._demo", ["sedq.commands._demo"]),
+        ("def f():\n    from sedq import cli, demo", ["sedq.commands._main", "sedq.commands._demo"]),
         ("try:\n    import a\nexcept ImportError:\n    import b", ["a", "b"]),
         ("if TYPE_CHECKING:\n    import a\nelse:\n    pass", []),
         ("class A:\n    if x:\n        import a.b as c", ["a.b"]),
@@ -144,7 +144,7 @@ def test_compiled_modules_import_nothing_of_sedq_outside_core() -> None:
 
 def test_reference_depends_on_numpy_and_qparams_alone() -> None:
     (tree,) = (tree for module, tree in modules() if module == "reference")
-    allowed = ("numpy", "sedq.qparams", "typing", "__future__", "collections.abc", "math")
+    allowed = ("numpy", "sedq.quantization._qparams", "typing", "__future__", "collections.abc", "math")
     assert [name for name in imports(tree) if not name.startswith(allowed)] == []
 
 
@@ -155,16 +155,16 @@ def test_no_source_is_long() -> None:
     assert {name: count for name, count in lines.items() if count > 400} == {}
 
 
-@pytest.mark.parametrize("package", [sedq.observers, sedq.weights, sedq.dlrm], ids=lambda package: str(package.__name__))
+@pytest.mark.parametrize("package", [sedq.quantization, sedq.linear, sedq.models], ids=lambda package: str(package.__name__))
 def test_pickles_that_name_the_package_load(package: ModuleType) -> None:
     """Each of these was once one module, by which what it defined is named in pickles."""
     rng = np.random.default_rng(0)
     observers = (sedq.MinMaxObserver, sedq.MovingAverageObserver, sedq.PercentileObserver, sedq.HistogramObserver)
     layer = [(rng.normal(size=(1, 4)), [0.5])]
     made = {
-        sedq.observers: [observer().observe(rng.normal(size=100)) for observer in observers],
-        sedq.weights: sedq.pack_weights(np.eye(3, dtype=np.int8)),
-        sedq.dlrm: sedq.DLRM(layer, [np.ones((5, 1))], [(rng.normal(size=(1, 2)), [0.0])]),
+        sedq.quantization: [observer().observe(rng.normal(size=100)) for observer in observers],
+        sedq.linear: sedq.pack_weights(np.eye(3, dtype=np.int8)),
+        sedq.models: sedq.DLRM(layer, [np.ones((5, 1))], [(rng.normal(size=(1, 2)), [0.0])]),
     }[package]
     now = pickle.dumps(made, protocol=0)
     then, changed = re.subn(rf"(c{re.escape(package.__name__)})\.\w+\n".encode(), rb"\1\n", now)
@@ -227,7 +227,7 @@ def test_a_source_tree_that_is_not_built_says_what_to_do(tmp_path: Path) -> None
 # ---- documentation of public names
 
 PUBLIC: dict[str, Any] = {f"sedq.{name}": getattr(sedq, name, None) for name in sedq.__all__ if name != "__version__"}
-for package in (sedq.datasets, sedq.faults, sedq.scrub):
+for package in (sedq.datasets, sedq.faults, sedq.files):
     PUBLIC |= {f"{package.__name__}.{name}": getattr(package, name) for name in package.__all__}
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isroutine(value)}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}

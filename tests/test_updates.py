@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq.embedding import guard, layouts
+from sedq.embedding import _formats, _guard
 
 Array = NDArray[Any]
 ROWS, DIM, GROUP = 60, 16, 6
@@ -49,7 +49,7 @@ def test_an_updated_table_is_the_one_made_of_the_new_values(bits: int) -> None:
 def test_fused_rows_in_the_layout_of_the_table() -> None:
     new = values(3, 2)
     bag = made()
-    bag.update_rows(np.array([5, 2], np.int32), layouts.quantize_rows(new, 8))
+    bag.update_rows(np.array([5, 2], np.int32), _formats.quantize_rows(new, 8))
     expected = made()
     expected.update_rows([5, 2], new)
     np.testing.assert_array_equal(bag._table.rows, expected._table.rows)
@@ -232,7 +232,7 @@ def test_readers_see_a_row_as_it_was_or_as_it_is(check: str) -> None:
 def test_without_the_guard_a_reader_would_see_half_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """The write that falls into a read is what the guard makes the reader repeat."""
     bag = sedq.EmbeddingBag.from_float(np.full((2, 4), 1, np.float32), bits=32)
-    pool = sedq.embedding.pooling._embedding.pool
+    pool = sedq.embedding._pooling._embedding.pool
     writes = [np.full((1, 4), 2, np.float32)]
 
     def late(*args: Any) -> Any:
@@ -241,10 +241,10 @@ def test_without_the_guard_a_reader_would_see_half_a_row(monkeypatch: pytest.Mon
             bag.update_rows([1], writes.pop())  # row 1 had been read already
         return result
 
-    monkeypatch.setattr(sedq.embedding.pooling._embedding, "pool", late)
+    monkeypatch.setattr(sedq.embedding._pooling._embedding, "pool", late)
     np.testing.assert_array_equal(bag([[0, 1]]), [[3, 3, 3, 3]])
     writes.append(np.full((1, 4), 5, np.float32))
-    monkeypatch.setattr(guard.Guard, "read", lambda self, function, *args: function(*args))
+    monkeypatch.setattr(_guard.Guard, "read", lambda self, function, *args: function(*args))
     np.testing.assert_array_equal(bag([[0, 1]]), [[3, 3, 3, 3]], "what was there before, without a second look")
 
 

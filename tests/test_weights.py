@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sedq
-from sedq import faults, reference
+from helpers import oracles
+from sedq import faults
 from sedq._core import _packing
-from sedq.weights import crossings
+from sedq.linear import crossings
 
 N, K = 18, 5
 
@@ -129,7 +130,7 @@ def test_what_is_not_determined_stays_and_is_reported(packed: sedq.PackedWeights
     if case.startswith("a rectangle that mimics"):
         assert (packed.verify().rows, packed.verify().columns) == ([3], [2])
     x = np.full((2, K), 1, np.uint8) + np.arange(2 * K, dtype=np.uint8).reshape(2, K) ** 2
-    assert (sedq.matmul_integer(x, packed, check="off") != reference.matmul_integer(x, w, packed.zero_point)).any()
+    assert (sedq.matmul_integer(x, packed, check="off") != oracles.matmul_integer(x, w, packed.zero_point)).any()
     if packed.verify().rows:
         with pytest.raises(sedq.SoftErrorDetected, match="memory, still corrupted: panels"):
             sedq.matmul_integer(x, packed)
@@ -229,7 +230,7 @@ def test_copies_of_corrupted_weights(packed: sedq.PackedWeights, w: np.ndarray, 
 def test_weights_without_encoding(w: np.ndarray) -> None:
     packed = sedq.pack_weights(w, encode=())
     x = np.arange(2 * K, dtype=np.uint8).reshape(2, K)
-    np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="off"), reference.matmul_integer(x, w))
+    np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="off"), oracles.matmul_integer(x, w))
     with pytest.raises(
         ValueError, match=r"^check: got 'exact', expected one that these weights are encoded for, \(\); pack them with"
     ):

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from sedq import cli, scrub
+from sedq.commands import _main
+from sedq.files import _scrub
 
 Array = NDArray[Any]
 ROWS, DIM, GROUP = 24, 16, 4
@@ -270,7 +271,7 @@ def test_a_row_is_right_or_reported_whatever_was_struck(kind: str, kept: dict[st
 def saved(folder: Path) -> Path:
     path = folder / "table.npy"
     np.save(path, made().to_fused())
-    scrub.protect_file(path, parity=GROUP)
+    _scrub.protect_file(path, parity=GROUP)
     return path
 
 
@@ -285,10 +286,10 @@ def test_swapped_bytes_in_a_file_are_restored(tmp_path: Path, capsys: pytest.Cap
     path = saved(tmp_path)
     sound, companion = path.read_bytes(), Path(f"{path}.sedq").read_bytes()
     change(path, 7)
-    assert scrub.scrub_file(path).left == ["row 7"]
+    assert _scrub.scrub_file(path).left == ["row 7"]
     with pytest.raises(ValueError, match="1 rows of the table do not agree, row 7 first"):
-        scrub.protect_file(path, parity=GROUP)
-    assert cli.main(["scrub", str(path), "--repair"]) == 3
+        _scrub.protect_file(path, parity=GROUP)
+    assert _main.main(["scrub", str(path), "--repair"]) == 3
     assert "repaired: row 7" in capsys.readouterr().out
     assert (path.read_bytes(), Path(f"{path}.sedq").read_bytes()) == (sound, companion)
 
@@ -299,7 +300,7 @@ def test_swapped_bytes_in_two_rows_of_a_group_in_a_file_are_reported(
     path = saved(tmp_path)
     change(path, 7, 7 + GROUPS)
     struck, companion = path.read_bytes(), Path(f"{path}.sedq").read_bytes()
-    assert cli.main(["scrub", str(path), "--repair", "--rebuild", "7", "13"]) == 1
+    assert _main.main(["scrub", str(path), "--repair", "--rebuild", "7", "13"]) == 1
     out = capsys.readouterr().out
     assert "left corrupted: row 7, row 13\n" in out
     assert "row 7 fits its digest, but does not fit its locating sums" in out
@@ -310,14 +311,14 @@ def test_swapped_bytes_in_two_rows_of_a_group_in_a_file_are_reported(
 def test_a_companion_is_made_anew_by_row_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path)
     companion = Path(f"{path}.sedq").read_bytes()
-    header, parts = scrub._companion(path)
+    header, parts = _scrub._companion(path)
     parts["syndromes"][7, 1] ^= 1
-    scrub._write(Path(f"{path}.sedq"), header, parts)
-    assert cli.main(["scrub", str(path), "--repair"]) == 1
+    _scrub._write(Path(f"{path}.sedq"), header, parts)
+    assert _main.main(["scrub", str(path), "--repair"]) == 1
     assert "left corrupted: locating sums of row 7" in capsys.readouterr().out
-    assert cli.main(["scrub", str(path), "--rebuild", "7"]) == 3
+    assert _main.main(["scrub", str(path), "--rebuild", "7"]) == 3
     assert Path(f"{path}.sedq").read_bytes() == companion
-    assert cli.main(["scrub", str(path), "--rebuild", "99"]) == 2
-    assert cli.main(["scrub", str(path), "--protect", "--rebuild", "7"]) == 2
+    assert _main.main(["scrub", str(path), "--rebuild", "99"]) == 2
+    assert _main.main(["scrub", str(path), "--protect", "--rebuild", "7"]) == 2
     with pytest.raises(ValueError, match="got rows to rebuild the redundancy of, but the file has no companion"):
-        scrub.scrub_file(tmp_path / "other.npy", rebuild=[1])
+        _scrub.scrub_file(tmp_path / "other.npy", rebuild=[1])

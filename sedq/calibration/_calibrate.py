@@ -16,9 +16,9 @@ from sedq.calibration._bits import detectable_bits
 from sedq.calibration._result import TableRange, ThresholdCalibration
 from sedq.calibration._samples import TableSamples, collect, table_digest, units_of
 from sedq.calibration._tail import FEWEST, HIGHEST, Tail, fit_tail, order_statistic, rate_interval, worth_of_highest
-from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import CalibrationWarning
+from sedq.models import DLRM
 
 __all__ = ["calibrate_thresholds"]
 

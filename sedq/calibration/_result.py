@@ -15,14 +15,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq._files import replacing
 from sedq.calibration._samples import TableSamples, collect, table_digest, units_of
 from sedq.calibration._scale import limits
 from sedq.calibration._tail import Tail, probability_of, rate_interval
 from sedq.calibration._types import fits
-from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import CalibrationWarning, ModelFileError
+from sedq.files._replacing import replacing
+from sedq.models import DLRM
 
 __all__ = ["HeldOut", "TableRange", "ThresholdCalibration"]
 

@@ -12,13 +12,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq import _config, _validation, recovery
+from sedq import _config, _validation, detection
 from sedq._core import _dispatch, _embedding
-from sedq.dlrm import DLRM
-from sedq.dlrm.arguments import requests_of
 from sedq.embedding import EmbeddingBag
-from sedq.embedding.requests import bags
+from sedq.embedding._requests import bags
 from sedq.exceptions import SoftErrorDetected
+from sedq.models import DLRM
+from sedq.models._arguments import requests_of
 
 __all__ = ["TableSamples", "collect", "table_digest", "units_of"]
 
@@ -169,8 +169,8 @@ def _run(bag: EmbeddingBag, calls: list[Call]) -> TableSamples:
             stats=stats,
         )
         if found:
-            known = [finding for finding in found if finding[1] in recovery.KINDS] or [(-1, recovery.SUM, 0.0, 0.0)]
-            events = recovery.conclude("calibrate_thresholds", known, _dispatch.current_cpu(), "raise", "unresolved")
+            known = [finding for finding in found if finding[1] in detection.KINDS] or [(-1, detection.SUM, 0.0, 0.0)]
+            events = detection.conclude("calibrate_thresholds", known, _dispatch.current_cpu(), "raise", "unresolved")
             message = f"{bag!r}: bag {found[0][0]} of the samples is corrupted, nothing was calibrated"
             raise SoftErrorDetected(message, events)
         parts.append(stats)

@@ -5,9 +5,9 @@ many tables at once. ``maintenance`` looks after rows at rest, with ``repair``, 
 requests that carry digests.
 """
 
-from sedq.embedding.bag import EmbeddingBag
-from sedq.embedding.collection import EmbeddingBagCollection
-from sedq.embedding.index_batch import IndexBatch
-from sedq.embedding.outcomes import ScrubReport
+from sedq.embedding._bag import EmbeddingBag
+from sedq.embedding._collection import EmbeddingBagCollection
+from sedq.embedding._index_batch import IndexBatch
+from sedq.embedding._outcomes import ScrubReport
 
 __all__ = ["EmbeddingBag", "EmbeddingBagCollection", "IndexBatch", "ScrubReport"]

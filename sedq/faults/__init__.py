@@ -7,18 +7,9 @@ here slows or changes the ordinary one.
 from importlib import import_module
 from typing import Any
 
-from sedq.faults._sites import site_names
-from sedq.faults._worker import InvalidRun
-from sedq.faults.campaign import Campaign, CampaignPlan
-from sedq.faults.inject import (
-    accumulator_fault,
-    activation_fault,
-    count_visits,
-    flip_bit,
-    flip_row_bit,
-    flip_weight_bit,
-)
-from sedq.faults.models import (
+from sedq.faults._campaign import Campaign, CampaignPlan
+from sedq.faults._inject import accumulator_fault, activation_fault, count_visits, flip_bit, flip_row_bit, flip_weight_bit
+from sedq.faults._models import (
     BitFlip,
     Burst,
     Carry,
@@ -32,7 +23,9 @@ from sedq.faults.models import (
     Zero,
     default_models,
 )
-from sedq.faults.result import CampaignResult, schema
+from sedq.faults._result import CampaignResult, schema
+from sedq.faults._sites import site_names
+from sedq.faults._worker import InvalidRun
 
 __all__ = [
     "BitFlip",

@@ -13,10 +13,10 @@ from sedq import _config
 from sedq._core import _embedding
 from sedq.calibration._scale import chain_of, limits
 from sedq.calibration._tail import Tail, fit_tail
-from sedq.embedding import requests
-from sedq.faults import _strike, targets
+from sedq.embedding import _requests
+from sedq.faults import _strike, _targets
+from sedq.faults._models import BitFlip
 from sedq.faults._worker import FLOAT_TOLERANCE, LARGEST, Spec, difference
-from sedq.faults.models import BitFlip
 
 __all__ = ["Residuals", "residuals", "residuals_of"]
 
@@ -53,7 +53,7 @@ class Residuals:
     struck_over: Array
 
 
-def _stats(target: targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Array]:
+def _stats(target: _targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Array]:
     """Return (residual, reference, magnitude) of each bag of a batch, float64 (B, 3), and their lengths."""
     settings, bag = _config.resolve(None, None, None), target.bag
     index, starts = batch["indices"][0], batch["offsets"][0]
@@ -76,15 +76,15 @@ def _stats(target: targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Arr
     return stats, np.diff(starts)
 
 
-def residuals_of(target: targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Array]:
+def residuals_of(target: _targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Array]:
     """Return the residual of each bag of a batch, and the bound that rounding can't exceed, as float64."""
     stats, lengths = _stats(target, batch)
     return stats[:, 0], _bounds(lengths, stats[:, 2], target.bag.shape[1])
 
 
-def _in_force(target: targets.BagTarget, threshold: Any, stats: Array, lengths: Array, bounds: Array) -> Array:
+def _in_force(target: _targets.BagTarget, threshold: Any, stats: Array, lengths: Array, bounds: Array) -> Array:
     """Return what the residuals are compared with under a threshold."""
-    limit = requests.limit(threshold, target.bag)
+    limit = _requests.limit(threshold, target.bag)
     if limit.kind == _embedding.LIMIT_REFERENCE:
         return np.asarray(limit.value * np.abs(stats[:, 1]))
     if limit.kind == _embedding.LIMIT_MAGNITUDE:
@@ -94,7 +94,7 @@ def _in_force(target: targets.BagTarget, threshold: Any, stats: Array, lengths: 
     return bounds
 
 
-def _call(target: targets.BagTarget, batch: dict[str, Any], threshold: Any) -> tuple[float, bool, Array]:
+def _call(target: _targets.BagTarget, batch: dict[str, Any], threshold: Any) -> tuple[float, bool, Array]:
     """Return the largest residual of a batch in multiples of the bound, whether one is beyond the limit, and the limits."""
     stats, lengths = _stats(target, batch)
     bounds = _bounds(lengths, stats[:, 2], target.bag.shape[1])
@@ -111,15 +111,15 @@ def _bounds(lengths: Array, magnitudes: Array, dim: int) -> Array:
     return np.asarray(steps / (1 - steps) * magnitudes + dim * (257 * lengths + 4) * 2.0**-126)
 
 
-def _tables(spec: Spec) -> list[targets.BagTarget]:
+def _tables(spec: Spec) -> list[_targets.BagTarget]:
     """Return the tables of a target with the bags that its inputs have of each."""
-    target = targets.target_of(spec.target, spec.inputs)
-    if isinstance(target, targets.BagTarget):
+    target = _targets.target_of(spec.target, spec.inputs)
+    if isinstance(target, _targets.BagTarget):
         return [] if target.bag._pruning else [target]
-    if not isinstance(target, targets.ModelTarget):
+    if not isinstance(target, _targets.ModelTarget):
         return []
     return [
-        targets.BagTarget(bag, [(b["indices"][t], b["offsets"][t]) for b in target.batches if b["indices"][t].size])
+        _targets.BagTarget(bag, [(b["indices"][t], b["offsets"][t]) for b in target.batches if b["indices"][t].size])
         for t, bag in enumerate(target.model.bags)
         if bag._pruning is None and any(b["indices"][t].size for b in target.batches)
     ]

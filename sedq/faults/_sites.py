@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sedq import _config
-from sedq.faults import _strike, targets
+from sedq.faults import _strike, _targets
 
 __all__ = ["chosen", "site_names"]
 
@@ -25,7 +25,7 @@ def site_names(target: Any, inputs: Sequence[Any], check: str = "exact") -> list
     -------
     list of str
     """
-    found = targets.target_of(target, inputs)
+    found = _targets.target_of(target, inputs)
     with _config.config_context(num_threads=1):
         found.call(found.batches[0], "off", "bound")  # parameters are derived when they are first needed
         drawer = _strike.Drawer(found, (), (), (), 0, check, "bound")

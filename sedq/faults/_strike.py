@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq import _config, monitoring
+from sedq import _config, detection
 from sedq.embedding import EmbeddingBag
-from sedq.faults import inject, targets
-from sedq.faults.models import Change, FaultModel
+from sedq.faults import _inject, _targets
+from sedq.faults._models import Change, FaultModel
 
 __all__ = ["Drawer", "Fault", "Struck", "struck"]
 
@@ -100,7 +100,7 @@ class Drawer:
 
     def __init__(
         self,
-        target: targets.Target,
+        target: _targets.Target,
         sites: tuple[str, ...],
         models: tuple[FaultModel, ...],
         persistence: tuple[bool, ...],
@@ -121,9 +121,9 @@ class Drawer:
         rows = len(given["offsets"][0]) if "offsets" in given else len(given["input"])
         key = (site, rows if "offsets" in given else sizes, check)
         if key not in self._visits:
-            with inject.hooked_call(KERNEL_SITES[site][0], (inject.UNREACHED, 0, 0, 1)) as outcome:
+            with _inject.hooked_call(KERNEL_SITES[site][0], (_inject.UNREACHED, 0, 0, 1)) as outcome:
                 self.target.call(given, check, self._threshold)
-                self._visits[key] = inject.UNREACHED - outcome()[1]
+                self._visits[key] = _inject.UNREACHED - outcome()[1]
         return self._visits[key]
 
     def visit_when(self, fault: Fault, check: str) -> int:
@@ -153,14 +153,14 @@ class Drawer:
         name, batch = self.sites[site], int(rng.integers(len(self.target.batches)))
         part, visit, element, bits = self._place(name, batch, rng)
         drawn = self.models[model]
-        persistent = name in INPUT_SITES or name in targets.AT_REST or self.persistence[turn % len(self.persistence)]
+        persistent = name in INPUT_SITES or name in _targets.AT_REST or self.persistence[turn % len(self.persistence)]
         return Fault(trial, name, drawn.name, part, batch, visit, element, bits, drawn.draw(rng, bits), persistent)
 
     def _place(self, site: str, batch: int, rng: np.random.Generator) -> tuple[str, int, int, int]:
         """Draw (part, visit, element, bits), each word of a site as likely as any other."""
         if site in KERNEL_SITES:
             visits = self.visits(site, batch, self._check if site in DETECTOR_SITES else "off")
-            bits = KERNEL_SITES[site][1] or (32 if isinstance(self.target, targets.ProductTarget) else self._output_bits())
+            bits = KERNEL_SITES[site][1] or (32 if isinstance(self.target, _targets.ProductTarget) else self._output_bits())
             return "", int(rng.integers(max(1, visits))), int(rng.integers(2**31)), bits
         if site == FLOW_SITE:
             place = self.target.flows()[int(rng.integers(len(self.target.flows())))]
@@ -171,7 +171,7 @@ class Drawer:
 
     def _output_bits(self) -> int:
         # inside a model most outputs are bytes; of its float ones the low byte is struck
-        return 8 if isinstance(self.target, targets.ModelTarget) else self._wide
+        return 8 if isinstance(self.target, _targets.ModelTarget) else self._wide
 
     def _input(self, site: str, batch: int, rng: np.random.Generator) -> tuple[str, int, int, int]:
         given = self.target.batches[batch][site]
@@ -183,9 +183,9 @@ class Drawer:
         return str(which), 0, at - (int(ends[which - 1]) if which else 0), bits
 
     def _memory(self, site: str, batch: int, rng: np.random.Generator) -> tuple[str, int, int, int]:
-        found = {name: targets.memory(part, site) for name, part in self.target.parts.items()}
+        found = {name: _targets.memory(part, site) for name, part in self.target.parts.items()}
         words = {name: w for name, w in found.items() if w is not None}
-        if site in targets.TABLE_SITES:
+        if site in _targets.TABLE_SITES:
             # of the rows that the batch reads: a fault in another changes nothing until it is read
             read = {name: self.target.rows_read(self.target.batches[batch], name) for name in words}
             sizes = np.array([len(read[name]) for name in words])
@@ -209,7 +209,7 @@ def _strike_word(array: Array, position: Any, change: Change, bits: int, seen: S
     return old
 
 
-class _Restoring(monitoring.Monitor):
+class _Restoring(detection.Monitor):
     """Takes a transient fault out of memory as soon as the operator that read it has."""
 
     def __init__(self, operator: str, restore: Callable[[], None]) -> None:
@@ -222,15 +222,15 @@ class _Restoring(monitoring.Monitor):
 
 
 @contextmanager
-def _in_memory(target: targets.Target, fault: Fault, seen: Struck) -> Iterator[None]:
+def _in_memory(target: _targets.Target, fault: Fault, seen: Struck) -> Iterator[None]:
     part = target.parts[fault.part]
-    words = targets.memory(part, fault.site)
+    words = _targets.memory(part, fault.site)
     assert words is not None
     undo = [(p := words.position(fault.element), _strike_word(words.array, p, fault.change, words.bits, seen))]
     if fault.change.pair and words.count > 1:
         p = words.position((fault.element + 1) % words.count)
         undo.append((p, _strike_word(words.array, p, fault.change, words.bits, seen, second=True)))
-    if fault.site in targets.AT_REST and not isinstance(part, EmbeddingBag):
+    if fault.site in _targets.AT_REST and not isinstance(part, EmbeddingBag):
         part._epilogues.clear()  # so that the call reads what it strikes
 
     def restore() -> None:
@@ -239,12 +239,12 @@ def _in_memory(target: targets.Target, fault: Fault, seen: Struck) -> Iterator[N
 
     token = None
     if not fault.persistent:
-        token = monitoring._monitors.set((*monitoring._monitors.get(), _Restoring(fault.part, restore)))
+        token = detection._monitors.set((*detection._monitors.get(), _Restoring(fault.part, restore)))
     try:
         yield
     finally:
         if token is not None:
-            monitoring._monitors.reset(token)
+            detection._monitors.reset(token)
         restore()
 
 
@@ -255,7 +255,7 @@ def _once(fault: Fault, seen: Struck) -> Callable[[Array], None]:
         if a.size == 0 or (seen.fired and not fault.persistent):
             return
         flat = a if a.ndim == 2 and a.shape[1] > 1 else a.reshape(len(a), -1)
-        words = flat.view(targets.UNSIGNED[a.itemsize])
+        words = flat.view(_targets.UNSIGNED[a.itemsize])
         row, column = divmod(fault.element % words.size, words.shape[1])
         _strike_word(words, (row, column), fault.change, fault.bits, seen)
         if fault.change.pair and words.shape[1] > 1:
@@ -277,8 +277,8 @@ class _StruckBag(EmbeddingBag):
 
 
 @contextmanager
-def _between_stages(target: targets.Target, fault: Fault, seen: Struck) -> Iterator[None]:
-    assert isinstance(target, targets.ModelTarget)
+def _between_stages(target: _targets.Target, fault: Fault, seen: Struck) -> Iterator[None]:
+    assert isinstance(target, _targets.ModelTarget)
     model, strike = target.model, _once(fault, seen)
     name, _, number = fault.part.partition(".")
     parts: Any
@@ -287,10 +287,10 @@ def _between_stages(target: targets.Target, fault: Fault, seen: Struck) -> Itera
         new: Any = _StruckBag(model.bags[at], strike)
     elif name == "logits":
         parts, at = model.top, len(model.top) - 1
-        new = inject.StruckLayer(model.top[at], None, strike)
+        new = _inject.StruckLayer(model.top[at], None, strike)
     else:
         parts, at = getattr(model, name), int(number)
-        new = inject.StruckLayer(parts[at], strike)
+        new = _inject.StruckLayer(parts[at], strike)
     sound: Any = parts[at]
     parts[at] = new
     try:
@@ -304,7 +304,7 @@ def _struck_input(batch: dict[str, Any], fault: Fault, seen: Struck) -> dict[str
     given = batch[fault.site]
     arrays = [a.copy() for a in given] if isinstance(given, list) else [given.copy()]
     if arrays and arrays[int(fault.part)].size:
-        words = arrays[int(fault.part)].reshape(-1).view(targets.UNSIGNED[fault.bits // 8])
+        words = arrays[int(fault.part)].reshape(-1).view(_targets.UNSIGNED[fault.bits // 8])
         _strike_word(words, fault.element, fault.change, fault.bits, seen)
         if fault.change.pair and words.size > 1:
             _strike_word(words, (fault.element + 1) % words.size, fault.change, fault.bits, seen, second=True)
@@ -315,11 +315,11 @@ def _struck_input(batch: dict[str, Any], fault: Fault, seen: Struck) -> dict[str
 def _in_kernel(fault: Fault, visit: int, seen: Struck) -> Iterator[None]:
     c = fault.change
     mask = 0xFFFFFFFF
-    plan = (visit, fault.element, c.flip & mask, inject.UNREACHED if fault.persistent else 1)
+    plan = (visit, fault.element, c.flip & mask, _inject.UNREACHED if fault.persistent else 1)
     operands = (c.keep | mask ^ ((1 << fault.bits) - 1), c.put & mask, c.add & mask, c.pair)
     outcome = (0, 0, 0)
     try:
-        with inject.hooked_call(KERNEL_SITES[fault.site][0], plan + operands) as outcome_of:
+        with _inject.hooked_call(KERNEL_SITES[fault.site][0], plan + operands) as outcome_of:
             try:
                 yield
             finally:

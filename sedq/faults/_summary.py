@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sedq import _statistics
 from sedq.datasets import auc
-from sedq.faults import _strike, targets
+from sedq.faults import _strike, _targets
 from sedq.faults._worker import FLOAT_SITES, Record
 
 __all__ = [
@@ -36,7 +36,7 @@ UNSEEN = (*_strike.INPUT_SITES, "indices.consumed")
 # computed, stored and summed alike wrongly: seen only by computing twice
 TWICE_ONLY = ("requantised", *FLOAT_SITES)
 # no fault is consequential: only the checks read it, or the unprotected call verifies it too
-NEVER = (*_strike.DETECTOR_SITES, *targets.AT_REST)
+NEVER = (*_strike.DETECTOR_SITES, *_targets.AT_REST)
 FINITE = 1e38
 LEAST = 0.1  # the largest bound of the rate of misses that counts as evidence for a goal without a rate
 STATES = ("holds", "fails", "unknown")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq import _config, recovery
+from sedq import _config, detection
 from sedq.exceptions import SoftErrorDetected
-from sedq.faults import _strike, targets
+from sedq.faults import _strike, _targets
 from sedq.faults._child import Child
-from sedq.faults.models import FaultModel
+from sedq.faults._models import FaultModel
 
 __all__ = ["Answer", "InvalidRun", "Record", "Spec", "Worker", "run_chunk"]
 
@@ -83,7 +83,7 @@ class Worker:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.target = targets.target_of(spec.target, spec.inputs)
+        self.target = _targets.target_of(spec.target, spec.inputs)
         with _config.config_context(num_threads=1, on_error="recover"):
             self.outputs = [self._sound(i) for i in range(len(self.target.batches))]
         self.drawer = _strike.Drawer(
@@ -95,7 +95,7 @@ class Worker:
 
     def _sound(self, batch: int) -> Array:
         given = self.target.batches[batch]
-        with recovery.monitor() as watch, contextlib.suppress(SoftErrorDetected):  # its events say so
+        with detection.monitor() as watch, contextlib.suppress(SoftErrorDetected):  # its events say so
             plain, output = (self.target.call(given, check, self.spec.threshold) for check in ("off", self.spec.check))
         if watch.detections:
             raise InvalidRun(f"batch {batch}: an error was detected before any fault was injected: {watch.events[0]}")
@@ -113,15 +113,15 @@ class Worker:
     # ---- memory as it was
 
     def _bytes(self, part: str) -> dict[str, bytes]:
-        return {name: a.tobytes() for name, a in targets.arrays_of(self.target.parts[part]).items()}
+        return {name: a.tobytes() for name, a in _targets.arrays_of(self.target.parts[part]).items()}
 
     def _intact(self, part: str) -> bool:
         """Put a part back to what it was, derived parameters included; False if that fails."""
         given, saved = self.target.parts[part], self._saved[part]
-        for name, a in targets.arrays_of(given).items():
+        for name, a in _targets.arrays_of(given).items():
             if name in saved and a.tobytes() != saved[name]:
                 a[...] = np.frombuffer(saved[name], a.dtype).reshape(a.shape)
-        if saved.keys() - targets.arrays_of(given).keys():  # healing drops what was derived
+        if saved.keys() - _targets.arrays_of(given).keys():  # healing drops what was derived
             self.target.call(self.target.batches[0], self.spec.check, self.spec.threshold)
         return self._bytes(part) == saved
 
@@ -140,7 +140,7 @@ class Worker:
         """Answer the batch of a trial under its fault."""
         fault = self.drawer.draw(trial)
         result, seen = Answer(), _strike.Struck()
-        with recovery.monitor() as watch:
+        with detection.monitor() as watch:
             try:
                 with _strike.struck(self.drawer, fault, check) as (batch, seen):
                     result.output = self.target.call(batch, check, self.spec.threshold)
@@ -212,7 +212,7 @@ class Worker:
             "rung": rung,
             "verdict": guarded.events[-1][2] if guarded.events else "",
         }
-        if isinstance(self.target, targets.ModelTarget) and damage and plain.output is not None:
+        if isinstance(self.target, _targets.ModelTarget) and damage and plain.output is not None:
             record["scores"] = [_plain(v) for v in plain.output.tolist()]
             if error and guarded.output is not None:
                 record["answers"] = [_plain(v) for v in guarded.output.tolist()]

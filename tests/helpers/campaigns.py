@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import sedq
-from sedq import demo, faults
+from sedq import faults
+from sedq.commands import _demo
 from sedq.datasets import load_msweb
 
 TRIALS = 240
@@ -38,7 +39,7 @@ def table(**options: Any) -> faults.Campaign:
 
 def model(**options: Any) -> faults.Campaign:
     data = load_msweb()
-    return faults.Campaign(demo.build(data), [data.heldout.batch(i, i + 2) for i in range(0, 400, 25)], **options)
+    return faults.Campaign(_demo.build(data), [data.heldout.batch(i, i + 2) for i in range(0, 400, 25)], **options)
 
 
 CAMPAIGNS = {f.__name__: f for f in (product, layer, table, model)}

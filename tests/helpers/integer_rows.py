@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sedq.embedding import layouts
+from sedq.embedding import _formats
 
 Array = NDArray[Any]
 VERSION = 1
@@ -153,7 +153,7 @@ def pack(form: Form, s: Array, b: Array, codes: Array, first: int = 0) -> Array:
         tail[:, 1] = slots @ code_weights(at.slots, form.bits)
         tail[:, 2] = b + 2**31
         tail[:, 3] = form.digest(tail, (first + np.arange(len(codes))) * len(form.segments) + k)
-        parts += [layouts.pack_codes(slots, form.bits), tail.view(np.uint8)]
+        parts += [_formats.pack_codes(slots, form.bits), tail.view(np.uint8)]
     return np.hstack(parts)
 
 
@@ -178,7 +178,7 @@ def dequantise(form: Form, rows: Array) -> Array:
 def row_errors(x: Array, bits: int) -> tuple[Array, Array, Array]:
     """The largest error of each integer row, of each float-scale row, and half the step of the latter."""
     form, rows = quantise(x, bits)
-    fused, words = layouts.quantize_rows(x, bits), 8 if bits == 8 else 4
+    fused, words = _formats.quantize_rows(x, bits), 8 if bits == 8 else 4
     scale, bias = np.ascontiguousarray(fused[:, -words:]).view("<f4" if bits == 8 else "<f2").astype(np.float64).T
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes = (fused[:, :-words, None] >> shifts & np.uint8(2**bits - 1)).reshape(len(x), -1)[:, : x.shape[1]]

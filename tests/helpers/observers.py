@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sedq import QParams, dequantize, quantize
-from sedq.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
+from sedq.quantization import HistogramObserver, MinMaxObserver, MovingAverageObserver, PercentileObserver
 
 RNG = np.random.default_rng(7)
 KINDS: dict[str, Callable[..., Any]] = {

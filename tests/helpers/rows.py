@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sedq
-from sedq.embedding import layouts
+from sedq.embedding import _formats
 
 Array = NDArray[Any]
 BITS = (8, 4, 2, 16, 32)
@@ -22,7 +22,7 @@ def fused_rows(rng: np.random.Generator, rows: int, dim: int, bits: int, half: b
     params = rng.normal(size=(rows, 2)).astype("<f2")
     if bits == 8:
         params = params.astype("<f4") if half else rng.normal(size=(rows, 2)).astype("<f4")
-    codes = layouts.pack_codes(rng.integers(0, 2**bits, (rows, dim), dtype=np.uint8), bits)
+    codes = _formats.pack_codes(rng.integers(0, 2**bits, (rows, dim), dtype=np.uint8), bits)
     return np.hstack([codes, params.view(np.uint8)])
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sedq
-from sedq.faults import inject
-from sedq.faults.models import Change
+from sedq.faults import _inject
+from sedq.faults._models import Change
 
 Array = NDArray[Any]
 QPARAMS = {"x_scale": 0.02, "x_zero_point": 5, "y_scale": 3.0, "y_zero_point": 128}
@@ -33,16 +33,16 @@ def planned(site: str, visit: int = 0, element: int = 0, change: Change | None =
     c = Change(0xFFFFFFFF, flip=0xFFFFFFFF) if change is None else change
     outcome = Outcome()
     plan = (visit, element, c.flip, repeat, c.keep, c.put, c.add, c.pair)
-    with inject.hooked_call(site, plan) as ended:
+    with _inject.hooked_call(site, plan) as ended:
         yield outcome
         outcome.fired, outcome.left, outcome.changed = ended()
 
 
 def visits(site: str, call: Callable[[], object]) -> int:
-    with planned(site, inject.UNREACHED) as outcome:
+    with planned(site, _inject.UNREACHED) as outcome:
         call()
     assert outcome.fired == outcome.changed == 0
-    return inject.UNREACHED - outcome.left
+    return _inject.UNREACHED - outcome.left
 
 
 def product(output: str, m: int, n: int, k: int = 40) -> Callable[..., Array]:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from sedq._core import _ptrace
-from sedq.faults.live import protocol, symbols, targets
-from sedq.faults.live.session import Session
+from sedq.faults.live import _protocol, _symbols, _targets
+from sedq.faults.live._session import Session
 
 TRAP_FLAG = 8  # bit of the flags that stops after each instruction
 # struct user_regs_struct of <sys/user.h>, in words, and where the general registers are in it
@@ -39,21 +39,21 @@ needs_ptrace = pytest.mark.skipif(not may_trace(), reason="processes may not be 
 
 
 def session(operator: str = "qlinear", check: str = "exact", timeout: float = 10.0) -> Session:
-    return Session({"operator": operator, "check": check, "shape": targets.SHAPES[operator], "seed": 0}, timeout)
+    return Session({"operator": operator, "check": check, "shape": _targets.SHAPES[operator], "seed": 0}, timeout)
 
 
-def stop_at(s: Session, function: str) -> tuple[symbols.Image, int]:
+def stop_at(s: Session, function: str) -> tuple[_symbols.Image, int]:
     """Run one call up to the entry of a function of the extension."""
     s.worker()
-    return _run_to(s, function, lambda: os.write(s._go, protocol.ONCE))
+    return _run_to(s, function, lambda: os.write(s._go, _protocol.ONCE))
 
 
-def go_on_to(s: Session, function: str) -> tuple[symbols.Image, int]:
+def go_on_to(s: Session, function: str) -> tuple[_symbols.Image, int]:
     """Let a stopped call go on to the next entry of another function."""
     return _run_to(s, function, s.worker().resume)
 
 
-def _run_to(s: Session, function: str, run: Callable[[], object]) -> tuple[symbols.Image, int]:
+def _run_to(s: Session, function: str, run: Callable[[], object]) -> tuple[_symbols.Image, int]:
     image = next(i for i in s.images if any(function == i.function(start) for start in i._starts))
     address = image.base + image.offset_of(function)
     run_to_address(s, address, run)

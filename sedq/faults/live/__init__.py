@@ -26,11 +26,11 @@ from typing import TextIO
 
 from sedq import _validation
 from sedq._core import _ptrace
-from sedq.faults.live.log import Log
-from sedq.faults.live.report import LiveResult, Row
-from sedq.faults.live.session import LiveError, Session
-from sedq.faults.live.strikes import KINDS, Strike, Trial, draw
-from sedq.faults.live.targets import check_shape
+from sedq.faults.live._log import Log
+from sedq.faults.live._report import LiveResult, Row
+from sedq.faults.live._session import LiveError, Session
+from sedq.faults.live._strikes import KINDS, Strike, Trial, draw
+from sedq.faults.live._targets import check_shape
 
 __all__ = ["LiveError", "LiveResult", "Row", "Strike", "Trial", "run"]
 

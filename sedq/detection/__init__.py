@@ -1,0 +1,63 @@
+"""Detections and what follows them: findings of the checks, the recovery ladder, events, monitors and the log.
+
+`_recovery` holds the ladder: an operator whose checks disagree hands it a `Recoverable`. `_monitor` counts checks and
+records events.
+"""
+
+from sedq.detection._monitor import Event, Monitor, count_checks, count_repairs, monitor, record, summary
+from sedq.detection._recovery import (
+    ACCUMULATOR,
+    COUNT,
+    DIGEST,
+    EPILOGUE,
+    INPUT,
+    KINDS,
+    OUTPUT,
+    PARAMETERS,
+    REPEAT,
+    SUM,
+    Agreement,
+    Attempt,
+    Finding,
+    Recoverable,
+    Repair,
+    UpstreamCorrupted,
+    agree,
+    checked_stage,
+    conclude,
+    handle,
+    replayed,
+    warn,
+)
+
+__all__ = [
+    "ACCUMULATOR",
+    "COUNT",
+    "DIGEST",
+    "EPILOGUE",
+    "INPUT",
+    "KINDS",
+    "OUTPUT",
+    "PARAMETERS",
+    "REPEAT",
+    "SUM",
+    "Agreement",
+    "Attempt",
+    "Event",
+    "Finding",
+    "Monitor",
+    "Recoverable",
+    "Repair",
+    "UpstreamCorrupted",
+    "agree",
+    "checked_stage",
+    "conclude",
+    "count_checks",
+    "count_repairs",
+    "handle",
+    "monitor",
+    "record",
+    "replayed",
+    "summary",
+    "warn",
+]
