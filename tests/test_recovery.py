@@ -190,7 +190,7 @@ INPUT = [(4, recovery.INPUT, 8.0, 0.0)]
 
 
 class Steps:
-    """A call that notes what recovery asks of it. Its recomputations give the letters of a word, and findings for "!"."""
+    """A call that notes what recovery asks of it. Recomputations give the letters of a word, with findings for capitals."""
 
     operator = "op"
 
@@ -204,7 +204,7 @@ class Steps:
     def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
         self.log += "c"
         letter = self.word.pop(0)
-        return recovery.Attempt((np.array([letter]),), FINDINGS if letter == "!" else [])
+        return recovery.Attempt((np.array([letter.lower()]),), FINDINGS if letter.isupper() else [])
 
     def is_rounding(self, finding: recovery.Finding, answer: recovery.Attempt) -> bool:
         return finding[1] == recovery.SUM
@@ -226,13 +226,15 @@ def climb(steps: Steps, on_error: str, findings: list[recovery.Finding] = FINDIN
         (Steps("aa", "a row"), "rcc", "heal", "memory", "a row"),
         (Steps("aa", "", "", "row sums"), "rcc", "recompute", "memory", "still corrupted: row sums"),
         (Steps("aa", "a row", "", "row sums"), "rcc", "heal", "memory", "a row; still corrupted: row sums"),
-        (Steps("!aa"), "rccc", "recompute", "persistent", ""),
-        (Steps("a!a"), "rccc", "recompute", "persistent", ""),
+        (Steps("Aaa"), "rccc", "recompute", "persistent", ""),
+        (Steps("aAa"), "rccc", "recompute", "persistent", ""),
         (Steps("bab"), "rccc", "recompute", "persistent", ""),
         (Steps("baa", "a row"), "rccc", "heal", "memory", "a row"),
-        (Steps("!!a"), "rccc", "raise", "persistent", ""),
+        (Steps("AAa"), "rccc", "raise", "persistent", ""),
         (Steps("abc"), "rccc", "raise", "persistent", ""),
-        (Steps("!!!"), "rccc", "raise", "persistent", ""),
+        (Steps("Aab"), "rccc", "raise", "persistent", ""),
+        (Steps("aAb"), "rccc", "raise", "persistent", ""),
+        (Steps("AAA"), "rccc", "raise", "persistent", ""),
         (Steps("abc", "a row"), "rccc", "raise", "memory", "a row"),
         (Steps("aaa", "", "panels"), "r", "raise", "memory", "still corrupted: panels"),
         (Steps("aaa", "a row", "panels"), "r", "raise", "memory", "a row; still corrupted: panels"),
