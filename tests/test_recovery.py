@@ -357,6 +357,25 @@ def test_a_bad_input_goes_to_its_writer_unrecorded() -> None:
     assert (raised.value.operator, raised.value.findings) == ("op", INPUT)
 
 
+def test_a_bad_input_that_only_recomputations_find_goes_to_its_writer_too() -> None:
+    class Reading(Steps):
+        def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
+            return recovery.Attempt(super().compute(kernels).outputs, INPUT)
+
+    with sedq.monitor() as m, pytest.raises(recovery.UpstreamCorrupted):
+        climb(Reading("aaa"), "recover", has_writer=True)
+    assert m.detections == 0
+    with pytest.raises(sedq.SoftErrorDetected, match="persistent"):
+        climb(Reading("aaa"), "recover", has_writer=False)
+
+
+@pytest.mark.parametrize(("check", "rows", "counted"), [("exact", 3, {"stage": 3}), ("exact", 0, {}), ("off", 3, {})])
+def test_the_rows_of_a_stage_are_counted_if_it_checks_them(check: str, rows: int, counted: dict[str, int]) -> None:
+    with sedq.monitor() as m, sedq.config_context(check=check):
+        recovery.checked_stage(lambda *_: None, (X,), sedq.get_config(), "stage", rows, has_writer=False)
+    assert m.checks == counted
+
+
 @pytest.mark.parametrize("has_writer", [True, False])
 def test_only_recovery_sends_an_input_back(has_writer: bool) -> None:
     with pytest.raises(sedq.SoftErrorDetected):
