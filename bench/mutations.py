@@ -139,10 +139,10 @@ class Workshop:
             self.write(path, text)
 
 
-def equivalents() -> dict[tuple[str, str], str]:
-    """Why mutations change nothing, by their file and their source line after the change."""
+def equivalents() -> dict[tuple[str, str, str], str]:
+    """Why mutations change nothing, by their file and their source line before and after the change."""
     entries = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))["equivalent"]
-    return {(entry["file"], " ".join(entry["after"].split())): entry["reason"] for entry in entries}
+    return {(entry["file"], entry["before"], entry["after"]): entry["reason"] for entry in entries}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     for m in todo:
         outcome = known.get((m.path, m.line, m.before, m.after))
         outcome = None if options.again and outcome == "survived" else outcome
-        if (m.path, m.after) in reasons:
+        if (m.path, m.before, m.after) in reasons:
             outcome = "equivalent"
         if options.list:
             print(f"{m.path}:{m.line}: {m.kind}: {m.before}  ->  {m.after}")
