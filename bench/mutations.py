@@ -39,11 +39,11 @@ from mutants import Mutation
 ROOT = Path(__file__).parent.parent
 # which tests concern a file, nearest first: of the first pattern that matches
 TESTS = {
-    "sedq/recovery.py": "recovery second_look bad_operands linear_recovery embedding_recovery linear_floats index_batch dlrm_faults",
+    "sedq/recovery.py": "recovery second_look bad_operands linear_recovery embedding_recovery linear_floats dlrm_faults",
     "sedq/linear.py": "linear_recovery bad_operands shared_objects linear_floats recovery mod127 gemm_detection linear",
     "sedq/qparams.py": "qparams reference linear",
     "sedq/weights/*": "weights at_rest bad_operands linear_recovery shared_objects mod127 linear_floats scrub processes",
-    "sedq/embedding/pooling.py": "embedding_recovery second_look bad_operands shared_objects collection pruned calibration_use repair",
+    "sedq/embedding/pooling.py": "embedding_recovery second_look bad_operands shared_objects pruned repair calibration_use",
     "sedq/embedding/index_batch.py": "index_batch",
     "sedq/embedding/guard.py": "guard updates processes",
     "sedq/embedding/requests.py": "pruned embedding_arguments embedding calibration_use",

@@ -369,6 +369,22 @@ def test_a_bad_input_that_only_recomputations_find_goes_to_its_writer_too() -> N
         climb(Reading("aaa"), "recover", has_writer=False)
 
 
+@pytest.mark.parametrize(
+    ("word", "answer", "verdict"), [("?aa", "a", "transient"), ("?abb", "b", "persistent"), ("?a?a", "a", "persistent")]
+)
+def test_a_replay_is_what_two_recomputations_agree_on(word: str, answer: str, verdict: str) -> None:
+    letters = list(word)
+
+    def compute(kernels: _dispatch.Context) -> Array:
+        if (letter := letters.pop(0)) == "?":
+            raise recovery.UpstreamCorrupted("op", INPUT, 0)
+        return np.array([letter])
+
+    with sedq.monitor() as m:
+        assert recovery.replayed(compute, sedq.get_config()) == answer
+    assert [(e.kind, e.row, e.rung, e.verdict) for e in m.events] == [("input", 4, "replay", verdict)]
+
+
 @pytest.mark.parametrize(("check", "rows", "counted"), [("exact", 3, {"stage": 3}), ("exact", 0, {}), ("off", 3, {})])
 def test_the_rows_of_a_stage_are_counted_if_it_checks_them(check: str, rows: int, counted: dict[str, int]) -> None:
     with sedq.monitor() as m, sedq.config_context(check=check):
