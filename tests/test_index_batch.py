@@ -69,6 +69,16 @@ def test_every_flipped_bit_of_every_array_is_corrected(bag: sedq.EmbeddingBag, d
     assert unseen > struck / 5, "with the check off these went unseen"
 
 
+@pytest.mark.parametrize("at", [0, 150, 299])
+def test_a_change_is_found_wherever_it_is_in_a_long_batch(bag: sedq.EmbeddingBag, at: int) -> None:
+    request = sedq.IndexBatch(np.arange(300) % 4, np.arange(0, 300, 10))
+    expected = bag(request)
+    request.indices[at] ^= 1
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(bag(request), expected)
+    assert [e.detail for e in m.events] == [f"indices[{at}]"]
+
+
 def test_more_than_one_change_is_an_error(bag: sedq.EmbeddingBag) -> None:
     index, offsets, _ = arrays()
     batch = sedq.IndexBatch(index, offsets)
