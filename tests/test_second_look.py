@@ -136,7 +136,7 @@ def test_bags_of_an_overlay(threshold: Any) -> None:
     assert set(m.verdicts) == {"rounding"}
 
 
-@pytest.mark.parametrize("readers", [1, 70])
+@pytest.mark.parametrize("readers", [0, 1, 70])
 def test_a_fault_of_another_bag_beside_an_overlay(readers: int, kernels: _dispatch.Context) -> None:
     """With 70 bags that read the row of the overlay, the fault is no longer among the 64 findings that are listed."""
     rows = sedq.EmbeddingBag.from_float(np.random.default_rng(2).normal(size=(50, 9))).to_fused()
@@ -149,4 +149,4 @@ def test_a_fault_of_another_bag_beside_an_overlay(readers: int, kernels: _dispat
     with faults.accumulator_fault("bag", visit=79, element=5, flip=1 << 30) as strike, sedq.monitor() as m:
         np.testing.assert_array_equal(view(index), expected)
     assert strike.fired == 1
-    assert [(e.kind, e.row, e.verdict) for e in m.events] == ([("sum", 79, "transient")] if readers == 1 else [])
+    assert [(e.kind, e.row, e.verdict) for e in m.events] == ([("sum", 79, "transient")] if readers < 70 else [])
