@@ -77,7 +77,10 @@ def test_every_row_is_computed_again_from_sound_parameters(
     assert set(m.verdicts) == {"memory"}
 
 
-def test_dynamic_parameters_are_derived_again(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", [False, True])
+def test_dynamic_parameters_are_derived_again(
+    weights: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = rng.normal(size=(6, 24)).astype(np.float32)
     packed = sedq.pack_weights(rng.integers(-128, 128, (70, 24)).astype(np.int8), 0.01)
     expected = sedq.qlinear_dynamic(x, packed)
@@ -90,9 +93,12 @@ def test_dynamic_parameters_are_derived_again(rng: np.random.Generator, monkeypa
         return made
 
     monkeypatch.setattr(type(packed), "epilogue", struck)
+    if weights:
+        faults.flip_weight_bit(packed, 2, 4, 6)
     with sedq.monitor() as m:
         np.testing.assert_array_equal(sedq.qlinear_dynamic(x, packed), expected)
-    assert set(m.verdicts) == {"memory"}
+    told = "panels: W[2, 4]" if weights else "parameters derived again"
+    assert {(e.verdict, e.detail.partition(" from")[0]) for e in m.events} == {("memory", told)}
 
 
 @pytest.mark.parametrize("collection", [False, True])

@@ -191,7 +191,7 @@ INPUT = [(4, detection.INPUT, 8.0, 0.0)]
 
 
 class Steps:
-    """A call that notes what recovery asks of it. Its recomputations give the letters of a word, and findings for "!"."""
+    """A call that notes what recovery asks of it. Recomputations give the letters of a word, with findings for capitals."""
 
     operator = "op"
 
@@ -205,7 +205,7 @@ class Steps:
     def compute(self, kernels: _dispatch.Context) -> detection.Attempt:
         self.log += "c"
         letter = self.word.pop(0)
-        return detection.Attempt((np.array([letter]),), FINDINGS if letter == "!" else [])
+        return detection.Attempt((np.array([letter.lower()]),), FINDINGS if letter.isupper() else [])
 
     def is_rounding(self, finding: detection.Finding, answer: detection.Attempt) -> bool:
         return finding[1] == detection.SUM
@@ -227,13 +227,15 @@ def climb(steps: Steps, on_error: str, findings: list[detection.Finding] = FINDI
         (Steps("aa", "a row"), "rcc", "heal", "memory", "a row"),
         (Steps("aa", "", "", "row sums"), "rcc", "recompute", "memory", "still corrupted: row sums"),
         (Steps("aa", "a row", "", "row sums"), "rcc", "heal", "memory", "a row; still corrupted: row sums"),
-        (Steps("!aa"), "rccc", "recompute", "persistent", ""),
-        (Steps("a!a"), "rccc", "recompute", "persistent", ""),
+        (Steps("Aaa"), "rccc", "recompute", "persistent", ""),
+        (Steps("aAa"), "rccc", "recompute", "persistent", ""),
         (Steps("bab"), "rccc", "recompute", "persistent", ""),
         (Steps("baa", "a row"), "rccc", "heal", "memory", "a row"),
-        (Steps("!!a"), "rccc", "raise", "persistent", ""),
+        (Steps("AAa"), "rccc", "raise", "persistent", ""),
         (Steps("abc"), "rccc", "raise", "persistent", ""),
-        (Steps("!!!"), "rccc", "raise", "persistent", ""),
+        (Steps("Aab"), "rccc", "raise", "persistent", ""),
+        (Steps("aAb"), "rccc", "raise", "persistent", ""),
+        (Steps("AAA"), "rccc", "raise", "persistent", ""),
         (Steps("abc", "a row"), "rccc", "raise", "memory", "a row"),
         (Steps("aaa", "", "panels"), "r", "raise", "memory", "still corrupted: panels"),
         (Steps("aaa", "a row", "panels"), "r", "raise", "memory", "a row; still corrupted: panels"),
@@ -354,6 +356,41 @@ def test_a_bad_input_goes_to_its_writer_unrecorded() -> None:
         climb(steps, "recover", INPUT, has_writer=True)
     assert (steps.log, m.detections) == ("", 0)
     assert (raised.value.operator, raised.value.findings) == ("op", INPUT)
+
+
+def test_a_bad_input_that_only_recomputations_find_goes_to_its_writer_too() -> None:
+    class Reading(Steps):
+        def compute(self, kernels: _dispatch.Context) -> detection.Attempt:
+            return detection.Attempt(super().compute(kernels).outputs, INPUT)
+
+    with sedq.monitor() as m, pytest.raises(detection.UpstreamCorrupted):
+        climb(Reading("aaa"), "recover", has_writer=True)
+    assert m.detections == 0
+    with pytest.raises(sedq.SoftErrorDetected, match="persistent"):
+        climb(Reading("aaa"), "recover", has_writer=False)
+
+
+@pytest.mark.parametrize(
+    ("word", "answer", "verdict"), [("?aa", "a", "transient"), ("?abb", "b", "persistent"), ("?a?a", "a", "persistent")]
+)
+def test_a_replay_is_what_two_recomputations_agree_on(word: str, answer: str, verdict: str) -> None:
+    letters = list(word)
+
+    def compute(kernels: _dispatch.Context) -> Array:
+        if (letter := letters.pop(0)) == "?":
+            raise detection.UpstreamCorrupted("op", INPUT, 0)
+        return np.array([letter])
+
+    with sedq.monitor() as m:
+        assert detection.replayed(compute, sedq.get_config()) == answer
+    assert [(e.kind, e.row, e.rung, e.verdict) for e in m.events] == [("input", 4, "replay", verdict)]
+
+
+@pytest.mark.parametrize(("check", "rows", "counted"), [("exact", 3, {"stage": 3}), ("exact", 0, {}), ("off", 3, {})])
+def test_the_rows_of_a_stage_are_counted_if_it_checks_them(check: str, rows: int, counted: dict[str, int]) -> None:
+    with sedq.monitor() as m, sedq.config_context(check=check):
+        detection.checked_stage(lambda *_: None, (X,), sedq.get_config(), "stage", rows, has_writer=False)
+    assert m.checks == counted
 
 
 @pytest.mark.parametrize("has_writer", [True, False])

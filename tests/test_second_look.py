@@ -134,3 +134,19 @@ def test_bags_of_an_overlay(threshold: Any) -> None:
     with sedq.monitor() as m:
         np.testing.assert_array_equal(view(IDX, threshold=threshold), expected)
     assert set(m.verdicts) == {"rounding"}
+
+
+@pytest.mark.parametrize("readers", [0, 1, 70])
+def test_a_fault_of_another_bag_beside_an_overlay(readers: int, kernels: _dispatch.Context) -> None:
+    """With 70 bags that read the row of the overlay, the fault is no longer among the 64 findings that are listed."""
+    rows = sedq.EmbeddingBag.from_float(np.random.default_rng(2).normal(size=(50, 9))).to_fused()
+    view = sedq.EmbeddingBag.view_fused(rows, parity=8)
+    index = np.full((80, 2), 3)
+    index[:readers, 1] = 7
+    expected = view(index)
+    rows[7, 2] ^= 64
+    assert view.scrub().rebuilt == [7]
+    with faults.accumulator_fault("bag", visit=79, element=5, flip=1 << 30) as strike, sedq.monitor() as m:
+        np.testing.assert_array_equal(view(index), expected)
+    assert strike.fired == 1
+    assert [(e.kind, e.row, e.verdict) for e in m.events] == ([("sum", 79, "transient")] if readers < 70 else [])

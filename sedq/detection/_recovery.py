@@ -301,9 +301,9 @@ def _caller() -> int:
     return level
 
 
-def warn(operator: str, findings: Sequence[Finding]) -> None:
+def warn(operator: str, findings: Sequence[Finding], detail: str = "") -> None:
     """Record findings that nothing is done about, and warn the caller of sedq."""
-    events = conclude(operator, findings, _dispatch.current_cpu(), "none", "unresolved")
+    events = conclude(operator, findings, _dispatch.current_cpu(), "none", "unresolved", detail)
     warnings.warn(summary(events), SoftErrorWarning, stacklevel=_caller())
 
 

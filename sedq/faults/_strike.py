@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq import _config, detection
+from sedq.detection import _monitor
 from sedq.embedding import EmbeddingBag
 from sedq.faults import _inject, _targets
 from sedq.faults._models import Change, FaultModel
@@ -239,12 +240,12 @@ def _in_memory(target: _targets.Target, fault: Fault, seen: Struck) -> Iterator[
 
     token = None
     if not fault.persistent:
-        token = detection._monitors.set((*detection._monitors.get(), _Restoring(fault.part, restore)))
+        token = _monitor._monitors.set((*_monitor._monitors.get(), _Restoring(fault.part, restore)))
     try:
         yield
     finally:
         if token is not None:
-            detection._monitors.reset(token)
+            _monitor._monitors.reset(token)
         restore()
 
 

@@ -316,13 +316,13 @@ def scrub_file(
             magic = stream.read(6)
         if magic == b"\x93NUMPY":
             raise ValueError(f"{name}: got a table without a companion, expected {name}{SUFFIX} as protect_file makes it")
-        return _scrub_model(name, _repair, progress)
-    return _scrub_table(name, _repair, rebuild, progress)
+        return _scrub_model(name, repair, progress)
+    return _scrub_table(name, repair, rebuild, progress)
 
 
 def _scrub_model(name: str, repair: bool, progress: Progress | None) -> FileReport:
     report = FileReport(name, "model")
-    if _repair:
+    if repair:
         raise ValueError(f"{name}: got repair for a model file, which holds nothing to be mended from; expected a table")
     for done, (part, intact, total) in enumerate(_model_file.compare(name), 1):
         report.checked += 1
@@ -340,7 +340,7 @@ def _scrub_table(name: str, repair: bool, rebuild: ArrayLike, progress: Progress
     before = _digests(bag)
     at, more = 0, True
     while more:
-        part = bag.scrub(at, CHUNK, repair=_repair, redundancy=True)
+        part = bag.scrub(at, CHUNK, repair=repair, redundancy=True)
         report.found += [*(f"row {row}" for row in part.found), *part.stale]
         report.left += [*(f"row {row}" for row in part.left), *part.stale]
         report.repaired += [f"row {row}" for row in (*part.corrected, *part.rebuilt)]
@@ -354,9 +354,9 @@ def _scrub_table(name: str, repair: bool, rebuild: ArrayLike, progress: Progress
         report.found += [what for what in made.rebuilt if what not in report.found]
         report.left = [what for what in report.left if what not in made.rebuilt]
         report.notes += [f"not made anew: {reason}" for reason in made.refused]
-    if _repair:
+    if repair:
         _write_rows(name, bag)
-    if (_repair or np.size(rebuild)) and _digests(bag) != before:
+    if (repair or np.size(rebuild)) and _digests(bag) != before:
         header, _ = _companion(name)
         _write(Path(name + SUFFIX), header, _parts(bag))
     return report

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sedq import _config, _validation, detection
 from sedq._core import _dispatch
 from sedq._sealed import Sealed
-from sedq.exceptions import SoftErrorDetected, SoftErrorWarning
+from sedq.exceptions import SoftErrorDetected
 from sedq.linear._products import level_of, multiply, multiply_floats, packed_weights
 from sedq.linear._weights import PackedWeights, activation_key, pack_weights
 from sedq.quantization import MinMaxObserver, QParams, choose_qparams, quantize
@@ -38,17 +37,18 @@ def _require_intact(kept: Sealed, name: str, settings: _config.Settings, operato
     """Compare values that a layer keeps with their seal; if they differ, restore them, raise or warn as the settings say."""
     if settings.check == "off" or kept._is_intact():
         return
-    rung, verdict, detail = {"warn": "none", "raise": "raise"}.get(settings.on_error), "unresolved", name
-    if rung is None:
+    findings = [(-1, detection.PARAMETERS, 0.0, 0.0)]
+    if settings.on_error == "warn":
+        detection.warn(operator, findings, name)
+        return
+    rung, verdict, detail = "raise", "unresolved", name
+    if settings.on_error == "recover":
         restored = kept._restore()
         rung, verdict = ("heal" if restored else "raise"), "memory"
         detail = f"{name}: {restored}" if restored else f"still corrupted: {name}"
-    finding = (-1, detection.PARAMETERS, 0.0, 0.0)
-    events = detection.conclude(operator, [finding], _dispatch.current_cpu(), rung, verdict, detail)
+    events = detection.conclude(operator, findings, _dispatch.current_cpu(), rung, verdict, detail)
     if rung == "raise":
         raise SoftErrorDetected(detection.summary(events), events)
-    if rung == "none":
-        warnings.warn(detection.summary(events), SoftErrorWarning, stacklevel=detection._caller())
 
 
 class QuantizedLinear(Sealed):
