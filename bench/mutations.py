@@ -39,10 +39,10 @@ from mutants import Mutation
 ROOT = Path(__file__).parent.parent
 # which tests concern a file, nearest first: of the first pattern that matches
 TESTS = {
-    "sedq/detection/_recovery.py": "recovery second_look bad_operands linear_recovery embedding_recovery linear_floats dlrm_faults",
-    "sedq/linear/_products.py": "linear_recovery bad_operands shared_objects linear_floats recovery mod127 gemm_detection linear",
+    "sedq/detection/_recovery.py": "recovery second_look bad_operands linear_recovery embedding_recovery dlrm_faults",
+    "sedq/linear/_products.py": "linear_recovery bad_operands shared_objects linear_floats recovery mod127 gemm_detection",
     "sedq/quantization/_qparams.py": "qparams reference linear",
-    "sedq/linear/_[hew]*": "weights at_rest bad_operands linear_recovery shared_objects mod127 linear_floats scrub processes",
+    "sedq/linear/_[hew]*": "weights at_rest bad_operands linear_recovery shared_objects mod127 scrub processes",
     "sedq/embedding/_pooling.py": "embedding_recovery second_look shared_objects repair pruned calibration_drift",
     "sedq/embedding/_index_batch.py": "index_batch",
     "sedq/embedding/_guard.py": "guard updates processes",

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sedq.embedding.index_batch import consume
 
 import sedq
 from sedq.commands import _demo
 from sedq.datasets import load_msweb
+from sedq.embedding._index_batch import consume
 
 Array = NDArray[Any]
 ROWS, DIM = 1024, 8

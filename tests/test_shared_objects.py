@@ -15,6 +15,7 @@ import pytest
 import sedq
 from sedq import detection, faults
 from sedq._core import _embedding, _gemm
+from sedq.linear import _products
 
 THREADS, ROUNDS = 4, 40
 IDX = np.random.default_rng(1).integers(0, 50, (10, 20))
@@ -150,9 +151,9 @@ def test_every_row_is_computed_again_if_another_thread_healed(monkeypatch: pytes
     faults.flip_weight_bit(packed, 3, 2, 1)
     struck = once(_gemm.linear, packed.heal)
 
-    def linear(*args: Any) -> list[recovery.Finding] | None:
+    def linear(*args: Any) -> list[detection.Finding] | None:
         found = struck(*args)
-        return found and [*found, (1, recovery.INPUT, 0.0, 0.0)]
+        return found and [*found, (1, detection.INPUT, 0.0, 0.0)]
 
     monkeypatch.setattr(_gemm, "linear", linear)
     with sedq.monitor() as m:
@@ -174,7 +175,7 @@ def test_parameters_forgotten_before_the_product_began(
         elsewhere(packed.heal)
         honest(*args, **kwargs)
 
-    monkeypatch.setattr(sedq.linear, "multiply", multiply)
+    monkeypatch.setattr(_products, "multiply", multiply)
     with sedq.monitor() as m:
         np.testing.assert_array_equal(sedq.qlinear(x, packed, **scales), expected)
     assert {(e.kind, e.verdict, e.detail) for e in m.events} == {("parameters", "memory", "parameters derived again")}

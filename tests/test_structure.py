@@ -22,24 +22,12 @@ import sedq
 ROOT = Path(sedq.__file__).parent
 # from top to bottom: a module imports from its own layer or lower ones
 LAYERS = (
-    {"cli", "demo"},
-    {"calibration", "faults", "scrub"},
-    {"dlrm", "datasets", "model_file", "_archive", "float_model"},
-    {"linear", "embedding", "quantized_linear"},
-    {"checks", "weights", "recovery", "monitoring"},
-    {
-        "observers",
-        "qparams",
-        "reference",
-        "_statistics",
-        "_validation",
-        "_config",
-        "_files",
-        "_fork",
-        "_sealed",
-        "exceptions",
-        "_info",
-    },
+    {"commands"},
+    {"calibration", "faults"},
+    {"models", "files", "datasets"},
+    {"linear", "embedding"},
+    {"detection", "quantization"},
+    {"_sealed", "_fork", "_validation", "_config", "exceptions", "_info", "_statistics"},
     {"_core"},
 )
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
