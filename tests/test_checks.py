@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sedq
-from sedq.linear._products import checksums
+from sedq.linear import checksums
 
 M, N, K = 7, 20, 30
 

@@ -11,7 +11,7 @@ import sedq
 from helpers.sites import Array, planned, product, visits, watched, words
 from sedq._core import _dispatch
 from sedq.faults._models import Change
-from sedq.linear._products import _products
+from sedq.linear import _products
 
 OUTPUTS = ("int32", "uint8", "float32")
 # columns in whole vectors, in strips, alone, and over panels

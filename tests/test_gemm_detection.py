@@ -16,7 +16,7 @@ from helpers import oracles
 from helpers.products import LEVELS, QPARAMS, bits_of, checked, flipped, operands, watched
 from sedq import _config, detection, faults
 from sedq._core import _dispatch, _gemm, _packing
-from sedq.linear._products import _products
+from sedq.linear import _products
 
 
 def struck_tiles(m: int, n: int, mr: int) -> Iterator[tuple[int, int, int, int, int]]:

@@ -9,7 +9,7 @@ import sedq
 from helpers.products import LEVELS, QPARAMS, bits_of, checked, flipped, operands, watched
 from sedq import detection, faults
 from sedq._core import _dispatch, _gemm, _packing
-from sedq.linear._products import _encoding
+from sedq.linear import _encoding
 
 
 def linear_call(

@@ -14,7 +14,7 @@ from sedq import faults
 from sedq._core import _dispatch
 from sedq.commands._demo import build
 from sedq.datasets import load_msweb
-from sedq.linear._products import _products
+from sedq.linear import _products
 
 
 @pytest.fixture
