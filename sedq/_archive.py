@@ -1,6 +1,7 @@
 """Files of arrays, ``.npz``, with a JSON header that has shape, dtype and SHA-256 of each; never pickle inside.
 
-Arrays are written and read in pieces, so that none need be held twice.
+Arrays are written and read in pieces, so that none need be held twice. Nothing in a file is compressed, so a reader
+refuses what could become larger in memory than it is in the file.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sedq.exceptions import ModelFileError
 
-__all__ = ["Reader", "Writer", "digest"]
+__all__ = ["Archive", "Reader", "Writer", "digest", "shorten"]
 
 Array = NDArray[Any]
 PIECE = 2**20  # bytes read at a time, or one row
+MAX_HEADER = 2**24  # bytes
 LOCAL_HEADER = 30  # bytes before the name of a member
 
 
@@ -32,6 +34,15 @@ def digest(a: Array) -> str:
     state.update(_bytes_of(a))
     text: str = state.hexdigest()
     return text
+
+
+def shorten(value: object) -> str:
+    """Return the repr of a value from a file, of which a message takes only the beginning."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested values"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _begun(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
@@ -99,29 +110,27 @@ class _Member(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Reader:
-    """Arrays of a file, each compared with its digest as it is read.
+class Archive:
+    """A file of arrays, none of them compressed. `kind` says in messages what the file should be.
 
     Raises
     ------
     ModelFileError
-        Unless a file has a header of this format, in one of these versions; from every method for what is not as it was
-        saved.
+        For a file that is not one; from every method for an array that is missing or damaged.
     OSError
         If the file can't be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], form: str, versions: Sequence[int]) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str], kind: str = "a model file") -> None:
+        self.path, self._kind = os.fspath(path), kind
         self._stream = open(self.path, "rb")  # noqa: SIM115 - closed by __exit__, and here if the file is not a model
         try:
             self._file = self._open()
-            self.header = self._read_header(form, versions)
         except BaseException:
             self._stream.close()
             raise
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -129,9 +138,20 @@ class Reader:
 
     def _open(self) -> zipfile.ZipFile:
         try:
-            return zipfile.ZipFile(self._stream)
+            file = zipfile.ZipFile(self._stream)
         except Exception as error:  # a damaged file makes zipfile raise nearly anything
-            raise ModelFileError(f"{self.path}: not a model file, or a truncated one ({error})") from None
+            raise ModelFileError(f"{self.path}: not {self._kind}, or a damaged one ({error})") from None
+        total, names = 0, set()
+        for info in file.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+                raise ModelFileError(f"{self.path}: {info.filename} is compressed, which {self._kind} never is")
+            if info.filename in names:
+                raise ModelFileError(f"{self.path}: there are two of {info.filename}")
+            names.add(info.filename)
+            total += info.file_size
+        if total > os.fstat(self._stream.fileno()).st_size:
+            raise ModelFileError(f"{self.path}: its arrays are {total} bytes, more than the file has")
+        return file
 
     def _damaged(self, name: str, why: object) -> ModelFileError:
         return ModelFileError(f"{self.path}: {name} is missing or damaged ({why})")
@@ -148,7 +168,7 @@ class Reader:
             raise self._damaged(name, error) from None
         if dtype.hasobject or (fortran and len(shape) > 1):
             raise self._damaged(name, "objects, or columns first")
-        if size - made.begins != made.nbytes:
+        if min(shape, default=0) < 0 or size - made.begins != made.nbytes:
             raise self._damaged(name, f"{size - made.begins} bytes for {made.nbytes}")
         return made
 
@@ -161,20 +181,63 @@ class Reader:
             raise self._damaged(name, "truncated")
         return data
 
-    def _read_header(self, form: str, versions: Sequence[int]) -> dict[str, Any]:
-        members = [(name, self._member(name)) for name in ("header", "header_sha256")]
-        text, expected = (self._read(name, member.stream, member.nbytes) for name, member in members)
-        if hashlib.sha256(text).digest() != expected:
-            raise ModelFileError(f"{self.path}: the header does not fit its digest")
+    def raw(self, name: str) -> Array:
+        """Read an array that has no digest here; the CRC-32 of the archive covers it."""
+        member = self._member(name)
+        data = self._read(name, member.stream, member.nbytes)
         try:
-            header = json.loads(text)
-        except ValueError:
-            header = None
-        if not isinstance(header, dict) or not isinstance(header.get("arrays"), dict):
+            return np.frombuffer(data, member.dtype).reshape(member.shape).copy()
+        except ValueError as error:
+            raise self._damaged(name, error) from None
+
+    def text(self, name: str) -> bytes:
+        """Read a text that is written as an array of bytes."""
+        member = self._member(name)
+        if member.nbytes > MAX_HEADER:
+            raise self._damaged(name, f"{member.nbytes} bytes, expected at most {MAX_HEADER}")
+        return self._read(name, member.stream, member.nbytes)
+
+    def json_object(self, name: str, text: bytes) -> dict[str, Any]:
+        """Return the JSON object that a text is; `name` says which text it is."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelFileError(f"{self.path}: the {name} is no JSON object ({error})") from None
+        if not isinstance(value, dict):
+            raise ModelFileError(f"{self.path}: the {name} is no JSON object")
+        return value
+
+
+class Reader(Archive):
+    """Arrays of a file, each compared with its digest as it is read.
+
+    Raises
+    ------
+    ModelFileError
+        Unless a file has a header of this format, in one of these versions; from every method for what is not as it was
+        saved.
+    OSError
+        If the file can't be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], form: str, versions: Sequence[int]) -> None:
+        super().__init__(path)
+        try:
+            self.header = self._read_header(form, versions)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def _read_header(self, form: str, versions: Sequence[int]) -> dict[str, Any]:
+        text = self.text("header")
+        if hashlib.sha256(text).digest() != self.text("header_sha256"):
+            raise ModelFileError(f"{self.path}: the header does not fit its digest")
+        header = self.json_object("header", text)
+        if not isinstance(header.get("arrays"), dict):
             raise ModelFileError(f"{self.path}: the header is not that of a model")
         if header.get("format") != form or header.get("version") not in versions:
             raise ModelFileError(
-                f"{self.path}: got {header.get('format')!r} version {header.get('version')!r}, "
+                f"{self.path}: got {shorten(header.get('format'))} version {shorten(header.get('version'))}, "
                 f"expected {form!r} version {' or '.join(map(str, versions))}"
             )
         return header
@@ -230,12 +293,10 @@ class Reader:
         member = self._described(name)
         width = math.prod(member.shape[1:]) * member.dtype.itemsize
         stop = min(stop, member.shape[0])
-        info, at = self._file.getinfo(f"{name}.npy"), member.begins + first * width
-        stream = member.stream
-        if info.compress_type == zipfile.ZIP_STORED:  # zipfile would read all that comes before
-            self._stream.seek(info.header_offset)
-            lengths = self._read(name, self._stream, LOCAL_HEADER)[-4:]  # of the name, and of the extra field after it
-            at += info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", lengths))
-            stream = self._stream
-        stream.seek(at)
-        return self._read(name, stream, max(stop - first, 0) * width)
+        # not through zipfile, which would read all that comes before
+        begins = self._file.getinfo(f"{name}.npy").header_offset
+        self._stream.seek(begins)
+        lengths = self._read(name, self._stream, LOCAL_HEADER)[-4:]  # of the name, and of the extra field after it
+        begins += LOCAL_HEADER + sum(struct.unpack("<HH", lengths)) + member.begins
+        self._stream.seek(begins + first * width)
+        return self._read(name, self._stream, max(stop - first, 0) * width)

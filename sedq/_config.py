@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from sedq import _validation
+from sedq import _fork, _validation
 from sedq._core import _dispatch
 
 __all__ = ["Settings", "config_context", "get_config", "resolve", "set_config", "use_kernels"]
@@ -43,17 +41,7 @@ class Settings(NamedTuple):
 
 _process = Settings("exact", "recover", None, _dispatch.default)  # where no context is open
 _settings: ContextVar[Settings | None] = ContextVar("sedq_settings", default=None)
-_lock = threading.Lock()
-
-
-def _after_fork() -> None:
-    """Forget who set the process's settings: in a forked child that thread does not exist."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_lock = _fork.new_lock()
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:

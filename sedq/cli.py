@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     what = look.add_mutually_exclusive_group()
     what.add_argument("--repair", action="store_true", help="write restored rows into the table file")
     what.add_argument("--protect", action="store_true", help="make the companion FILE.sedq of a table that is intact now")
+    rebuild = "make locating sums and parity of rows anew, where two witnesses confirm the rows"
+    look.add_argument("--rebuild", type=int, nargs="+", metavar="ROW", default=(), help=rebuild)
     look.add_argument("--bits", type=int, help="of a code, with --protect (default 8)")
     look.add_argument("--layout", help="torch, half or tbe, with --protect (default torch)")
     look.add_argument("--dim", type=int, help="columns, with --protect, where the bytes of a row don't say")
@@ -76,13 +78,17 @@ def _scrub(options: argparse.Namespace) -> int:
     if kept and not options.protect:
         name, value = next(iter(kept.items()))
         raise ValueError(f"--{name}: got {value!r}, expected it with --protect alone: a companion says what its table is")
+    if options.protect and options.rebuild:
+        raise ValueError(
+            "--rebuild: got rows with --protect, which makes the redundancy of all rows; expected one of the two"
+        )
     if options.protect:
         check_target("--protect", Path(f"{options.file}{scrub.SUFFIX}"))
     with _progress(options.quiet) as progress:
         if options.protect:
             made = scrub.protect_file(options.file, **kept, progress=progress)
         else:
-            report = scrub.scrub_file(options.file, repair=options.repair, progress=progress)
+            report = scrub.scrub_file(options.file, repair=options.repair, rebuild=options.rebuild, progress=progress)
     if options.protect:
         print(f"{made}: {made.stat().st_size} bytes")
         return 0

@@ -1,7 +1,7 @@
 """int8 matrix products that check themselves.
 
 The way of a call: validate -> column parameters (cached in the pack) -> `_core._gemm.linear`, which multiplies and
-verifies -> the result, or `recovery.handle` with how to recompute rows and heal the weights.
+verifies -> the result, or `recovery.handle` with a `_Product`, which heals the weights and computes rows again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sedq import _config, _validation, recovery
 from sedq._core import _dense, _dispatch, _gemm, _packing
 from sedq.qparams import QParams, choose_qparams
 from sedq.weights import PackedWeights, activation_key, encoding
+from sedq.weights.healing import Key
 
 __all__ = ["matmul_integer", "multiply", "multiply_floats", "qlinear", "qlinear_dynamic", "quantize_activations"]
 
@@ -25,9 +26,7 @@ LEVELS = {
     "full": _gemm.CHECK_FULL,
     "mod127": _gemm.CHECK_MOD127,
 }
-# findings after which other rows may be bad too: a store that went astray has hit another row than the one it misses in
-WHOLE_CALL = (recovery.OUTPUT, recovery.PARAMETERS, recovery.EPILOGUE, recovery.COUNT)
-MAX_FINDINGS = 64
+CHECKSUMS = ("digits", "row_sums")  # what only checks read: no answer depends on it
 
 
 def level_of(settings: _config.Settings, packed: PackedWeights) -> int:
@@ -46,7 +45,7 @@ def level_of(settings: _config.Settings, packed: PackedWeights) -> int:
 def multiply(
     x: Array,
     packed: PackedWeights,
-    key: Any,
+    key: Key,
     out: Array,
     settings: _config.Settings,
     *,
@@ -57,11 +56,11 @@ def multiply(
 ) -> None:
     """Multiply x (M, K) into out (M, N) as the settings say, and recover if a check disagrees.
 
-    `key` names the epilogue in the pack's cache: activation parameters, or the zero point of an int32 product; an
-    `epilogue` given is used instead. x_sums and y_sums are the chained row sums between the layers of a model.
+    `key` is what the epilogue is derived for: activation parameters, or the zero point of an int32 product. An `epilogue`
+    given is used as it is; without one the pack's cache is asked. x_sums and y_sums are the chained row sums between the
+    layers of a model.
     """
-    level = level_of(settings, packed)
-    threads = settings.num_threads or 0
+    level, threads = level_of(settings, packed), settings.num_threads or 0
     if epilogue is None:
         epilogue = _epilogue(packed, key)
     heals = packed.heals  # by this thread, too, as it looked for the epilogue: what is healed later may explain a finding
@@ -69,58 +68,62 @@ def multiply(
     if level:
         recovery.count_checks(operator, len(x))
     if found is not None:
-        _recover(found, x, packed, key, epilogue, out, settings, level, operator, x_sums, y_sums, heals)
+        product = _Product(operator, x, packed, key, epilogue, out, x_sums, y_sums, level, threads, heals, found)
+        recovery.handle(product, found, settings, has_writer=x_sums is not None)
 
 
-def _recover(
-    found: list[recovery.Finding],
-    x: Array,
-    packed: PackedWeights,
-    key: Any,
-    epilogue: _packing.Epilogue,
-    out: Array,
-    settings: _config.Settings,
-    level: int,
-    operator: str,
-    x_sums: Array | None,
-    y_sums: Array | None,
-    heals: int,
-) -> None:
-    """Deal with what `multiply` found, which began after so many heals of the pack."""
+class _Product:
+    """A product whose checks disagreed: its weights are healed, and it is computed again."""
 
-    def recompute() -> list[recovery.Finding] | None:
-        rows = _rows_in_doubt(found, len(x))
-        again = np.empty((len(rows), out.shape[1]), out.dtype)
-        sums = np.empty(len(rows), np.uint32)
-        expected = None if x_sums is None else np.ascontiguousarray(x_sums[rows])
-        # activation parameters are looked up again: healing the weights drops what was derived from them
-        fresh = epilogue if key is None else _epilogue(packed, key)
-        remaining: list[recovery.Finding] | None = _gemm.linear(
-            _dispatch.get("reference"), packed._core, fresh, x[rows], again, level, 1, expected, sums
+    def __init__(
+        self,
+        operator: str,
+        x: Array,
+        packed: PackedWeights,
+        key: Key,
+        epilogue: _packing.Epilogue,
+        out: Array,
+        x_sums: Array | None,
+        y_sums: Array | None,
+        level: int,
+        threads: int,
+        heals: int,
+        found: list[recovery.Finding],
+    ) -> None:
+        self.operator = operator
+        self._x, self._packed, self._key, self._epilogue, self._out = x, packed, key, epilogue, out
+        self._x_sums, self._y_sums, self._level, self._threads = x_sums, y_sums, level, threads
+        self._heals, self._kinds = heals, {kind for _, kind, _, _ in found}
+
+    def repair(self) -> recovery.Repair:
+        report = self._packed.heal_in_call()
+        restored = "; ".join(report.healed) or self._packed.healed_since(self._heals, self._kinds)
+        if not restored and not encoding.intact(self._epilogue):  # forgotten before this call began
+            restored = "parameters derived again"
+        corrupted = [name for name in report.corrupted if name not in CHECKSUMS]
+        noted = [name for name in report.corrupted if name in CHECKSUMS]
+        return recovery.Repair(restored, ", ".join(corrupted), ", ".join(noted))
+
+    def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
+        again, sums = np.empty_like(self._out), np.zeros(len(self._x), np.uint32)
+        # derived again if need be: healing the weights drops what was derived from them
+        sound = encoding.intact(self._epilogue) and self._packed.heals == self._heals
+        epilogue = self._epilogue if sound else _epilogue(self._packed, self._key)
+        found = _gemm.linear(
+            kernels, self._packed._core, epilogue, self._x, again, self._level, self._threads, self._x_sums, sums
         )
-        if remaining is None:
-            out[rows] = again
-            if y_sums is not None:
-                y_sums[rows] = sums
-        return remaining
+        return recovery.Attempt((again, sums), found or [])
 
-    def heal() -> tuple[str, str]:
-        report = packed.heal_in_call()
-        healed = "; ".join(report.healed) or packed.healed_since(heals, {kind for _, kind, _, _ in found})
-        if not healed and key is not None and not encoding.intact(epilogue):  # forgotten before this call began
-            healed = "parameters derived again"
-        return healed, ", ".join(report.corrupted)
+    def is_rounding(self, finding: recovery.Finding, answer: recovery.Attempt) -> bool:
+        return False
 
-    recovery.handle(operator, found, settings.on_error, recompute, heal, has_writer=x_sums is not None)
+    def accept(self, answer: recovery.Attempt) -> None:
+        self._out[...], sums = answer.outputs
+        if self._y_sums is not None:
+            self._y_sums[...] = sums
 
 
-def _rows_in_doubt(found: list[recovery.Finding], rows: int) -> Array:
-    if len(found) >= MAX_FINDINGS or any(row < 0 or kind in WHOLE_CALL for row, kind, _, _ in found):
-        return np.arange(rows)
-    return np.unique([row for row, _, _, _ in found])
-
-
-def _epilogue(packed: PackedWeights, key: Any) -> _packing.Epilogue:
+def _epilogue(packed: PackedWeights, key: Key) -> _packing.Epilogue:
     made = packed._epilogues.get(key)
     if made is None:
         made = packed.integer_epilogue(key) if isinstance(key, int) else packed.epilogue(*key, cache=True)
@@ -138,14 +141,13 @@ def quantize_activations(
 ) -> tuple[Array, Array | None]:
     """Quantise float rows (M, K) twice and compare; return codes, and their row sums for whoever reads them."""
     checked = settings.check in ("exact", "full")
-    codes = np.empty(rows.shape, np.uint8)
-    sums = np.empty(len(rows), np.uint32)
+    codes, sums = np.empty(rows.shape, np.uint8), np.empty(len(rows), np.uint32)
 
-    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
+    def run(kernels: _dispatch.Context, outputs: tuple[Array, ...]) -> list[recovery.Finding] | None:
         threads = settings.num_threads or 0
-        return _dense.quantize_rows(kernels, rows, params.scale, params.zero_point, codes, checked, threads, sums)
+        return _dense.quantize_rows(kernels, rows, params.scale, params.zero_point, outputs[0], checked, threads, outputs[1])
 
-    recovery.computed_twice(compute, settings, operator, 0, has_writer=False)
+    recovery.checked_stage(run, (codes, sums), settings, operator, 0, has_writer=False)
     return codes, sums if checked else None
 
 
@@ -153,7 +155,7 @@ def multiply_floats(
     rows: Array,
     params: QParams,
     packed: PackedWeights,
-    key: Any,
+    key: Key,
     epilogue: _packing.Epilogue | None,
     out: Array,
     settings: _config.Settings,
@@ -161,12 +163,15 @@ def multiply_floats(
 ) -> None:
     """Quantise float rows and multiply the codes, whose row sums go along; again from the floats if codes were struck."""
 
-    def compute(kernels: _dispatch.Context) -> None:
+    def compute(kernels: _dispatch.Context) -> Array:
         using = settings._replace(kernels=kernels)
         codes, sums = quantize_activations(rows, params, using, "quantize")
         multiply(codes, packed, key, out, using, operator=operator, epilogue=epilogue, x_sums=sums)
+        return out
 
-    recovery.replayed(compute, settings)
+    answer = recovery.replayed(compute, settings)
+    if answer is not out:
+        out[...] = answer
 
 
 def matmul_integer(
@@ -368,6 +373,7 @@ def qlinear_dynamic(
     if not rows.size:
         return result
     params = choose_qparams(rows.min(), rows.max(), reduce_range=reduce_range)
-    epilogue = packed.epilogue(params.scale, params.zero_point, None, None, relu, cache=False)
-    multiply_floats(rows, params, packed, None, epilogue, result.reshape(len(rows), n), settings, "qlinear_dynamic")
+    key = (params.scale, params.zero_point, None, None, relu)
+    epilogue = packed.epilogue(*key, cache=False)
+    multiply_floats(rows, params, packed, key, epilogue, result.reshape(len(rows), n), settings, "qlinear_dynamic")
     return result

@@ -58,7 +58,7 @@ def _qparams(params: QParams | None) -> dict[str, Any] | None:
 def _save_layer(file: Writer, prefix: str, layer: QuantizedLinear) -> dict[str, Any]:
     """Write the arrays of a layer and return its settings."""
     packed = layer.packed
-    packed.require_intact(f"{prefix}: weights are corrupted, the model was not saved")
+    layer.require_intact(f"{prefix}: weights or parameters are corrupted, the model was not saved")
     arrays = {"weight": packed.unpack(), "scale": packed.scale, "zero_point": packed.zero_point, "bias": packed.bias}
     for name, a in arrays.items():
         if a is not None:
@@ -269,7 +269,7 @@ def _load_bag(reader: Reader, number: int, header: dict[str, Any], dim: int) -> 
         blocks = -(-reader.shape(f"{name}.rows")[0] // _validation.integer("block", settings["block"], 1, 2**62))
         if reader.array(f"{name}.blocks").shape != (blocks, 32):
             raise ValueError(f"{name}.blocks: expected {blocks} of them")
-    return EmbeddingBag(
+    return EmbeddingBag._of(
         _load_rows(reader, f"{name}.rows", settings["bits"], settings["layout"], settings["dim"]),
         settings["mode"],
         RowSource(os.path.abspath(reader.path), number, reader.header["arrays"][f"{name}.rows"]["sha256"]),
@@ -293,6 +293,6 @@ def load(path: str | os.PathLike[str]) -> tuple[list[QuantizedLinear], list[Embe
             bags = [_load_bag(reader, t, header, dim) for t, header in enumerate(reader.header["tables"])]
         except ModelFileError:
             raise
-        except (IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ModelFileError(f"{reader.path}: what it holds makes no model ({error})") from None
     return bottom, bags, top

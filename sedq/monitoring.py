@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 import sys
 import threading
 from collections import Counter, deque
@@ -22,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from sedq import _validation
+from sedq import _fork, _validation
 
 __all__ = ["Event", "Monitor", "count_checks", "count_repairs", "monitor", "record", "summary"]
 
@@ -48,14 +47,18 @@ class Event:
     rung : str
         How far recovery went: ``"none"``, ``"recompute"``, ``"heal"``, ``"replay"`` (of the model) or ``"raise"``.
     verdict : str
-        ``"transient"`` (a recomputation agreed), ``"rounding"`` (a recomputation gave the same, bit for bit, and rounding
-        explains it: a false alarm of a threshold below the bound), ``"memory"`` (an operand was bad; healed if the rung
-        is ``"heal"``), ``"persistent"`` (still wrong with good operands), or ``"unresolved"`` (nothing was tried).
+        ``"transient"`` (two recomputations on different code paths agreed), ``"rounding"`` (they gave the same result as
+        the call, bit for bit, and rounding explains the finding: a false alarm of a threshold below the bound),
+        ``"memory"`` (an operand was bad; restored if the rung is ``"heal"``), ``"persistent"`` (recomputations with good
+        operands disagreed; a third decided, or the call raised), or ``"unresolved"`` (nothing was tried).
     detail : str
         What was healed, if anything, and what is still corrupted.
     thread, cpu, cpu_after, time
         Thread that made the call, CPU at the detection and after the recovery (-1 where unknown), seconds since the
         epoch.
+    recomputed_on : tuple of int
+        The CPUs on which the recomputations ran, in their order; the second ran on another core than the first if the
+        system let the thread choose.
     """
 
     operator: str
@@ -70,6 +73,7 @@ class Event:
     cpu: int = -1
     cpu_after: int = -1
     time: float = 0.0
+    recomputed_on: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         where = "whole call" if self.row < 0 else f"row {self.row}"
@@ -89,7 +93,7 @@ class Event:
         >>> event.as_dict()["row"], event.as_dict()["residual"]
         (3, None)
         """
-        values = dict(vars(self))
+        values = vars(self) | {"recomputed_on": list(self.recomputed_on)}
         return values | {name: None for name in ("residual", "limit") if not math.isfinite(values[name])}
 
 
@@ -118,7 +122,7 @@ class Monitor:
     repairs: Counter[str] = field(default_factory=Counter)
     detections: int = 0
     events: deque[Event] = field(default_factory=deque)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.RLock = field(default_factory=_fork.new_lock, repr=False)
 
     def __post_init__(self) -> None:
         self.max_events = _validation.integer("max_events", self.max_events, 1, sys.maxsize)
@@ -129,7 +133,7 @@ class Monitor:
             return {name: copy.copy(value) for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=_fork.new_lock())
 
     @property
     def total_checks(self) -> int:
@@ -196,7 +200,7 @@ class Monitor:
 
 _monitors: ContextVar[tuple[Monitor, ...]] = ContextVar("sedq_monitors", default=())
 _everywhere: tuple[Monitor, ...] = ()  # the monitors of all threads; replaced, never changed, so that readers need no lock
-_lock = threading.Lock()
+_lock = _fork.new_lock()
 
 
 def _in_force() -> tuple[Monitor, ...]:
@@ -248,18 +252,6 @@ def monitor(max_events: int = 1000, *, all_threads: bool = False) -> Iterator[Mo
         yield watcher
     finally:
         _monitors.reset(token)
-
-
-def _after_fork() -> None:
-    """Forget who held a lock: in a forked child that thread does not exist."""
-    global _lock
-    _lock = threading.Lock()
-    for watcher in _in_force():
-        watcher._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def count_checks(operator: str, checks: int) -> None:

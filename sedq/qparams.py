@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _validation
+from sedq._sealed import Sealed
 
 __all__ = ["QParams", "choose_qparams", "dequantize", "quantize"]
 
@@ -26,7 +28,7 @@ def dtype_name(dtype: object) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class QParams:
+class QParams(Sealed):
     """Parameters of a quantised tensor.
 
     Parameters
@@ -53,6 +55,7 @@ class QParams:
     scale: Any
     zero_point: Any = 0
     dtype: str = "uint8"
+    _values: ClassVar[Any] = operator.attrgetter("scale", "zero_point", "dtype")
 
     def __post_init__(self) -> None:
         name = dtype_name(self.dtype)
@@ -72,6 +75,13 @@ class QParams:
         object.__setattr__(self, "dtype", name)
         object.__setattr__(self, "scale", scale.copy() if scale.ndim else float(self.scale))
         object.__setattr__(self, "zero_point", zero.astype(np.int32) if zero.ndim else int(zero))
+        self._seal()
+
+    def _set_values(self, values: tuple[Any, Any, str]) -> None:
+        scale, zero, name = values
+        object.__setattr__(self, "dtype", name)
+        object.__setattr__(self, "scale", scale if isinstance(scale, float) else np.frombuffer(scale, np.float32).copy())
+        object.__setattr__(self, "zero_point", zero if isinstance(zero, int) else np.frombuffer(zero, np.int32).copy())
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+import operator
+import warnings
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sedq import _config, _validation
-from sedq.linear import level_of, multiply, multiply_floats, packed_weights, qlinear
+from sedq import _config, _validation, recovery
+from sedq._core import _dispatch
+from sedq._sealed import Sealed
+from sedq.exceptions import SoftErrorDetected, SoftErrorWarning
+from sedq.linear import level_of, multiply, multiply_floats, packed_weights
 from sedq.observers import MinMaxObserver
 from sedq.qparams import QParams, choose_qparams, quantize
 from sedq.weights import PackedWeights, activation_key, pack_weights
@@ -30,7 +35,24 @@ def _activation_qparams(name: str, qparams: QParams | None) -> QParams | None:
     return qparams
 
 
-class QuantizedLinear:
+def _require_intact(kept: Sealed, name: str, settings: _config.Settings, operator: str) -> None:
+    """Compare values that a layer keeps with their seal; if they differ, restore them, raise or warn as the settings say."""
+    if settings.check == "off" or kept._is_intact():
+        return
+    rung, verdict, detail = {"warn": "none", "raise": "raise"}.get(settings.on_error), "unresolved", name
+    if rung is None:
+        restored = kept._restore()
+        rung, verdict = ("heal" if restored else "raise"), "memory"
+        detail = f"{name}: {restored}" if restored else f"still corrupted: {name}"
+    finding = (-1, recovery.PARAMETERS, 0.0, 0.0)
+    events = recovery.conclude(operator, [finding], _dispatch.current_cpu(), rung, verdict, detail)
+    if rung == "raise":
+        raise SoftErrorDetected(recovery.summary(events), events)
+    if rung == "none":
+        warnings.warn(recovery.summary(events), SoftErrorWarning, stacklevel=recovery._caller())
+
+
+class QuantizedLinear(Sealed):
     """A linear layer quantised with parameters from sample data.
 
     Made by `from_float`; then `observe` sample inputs, `freeze`, and call.
@@ -57,6 +79,8 @@ class QuantizedLinear:
     True
     """
 
+    _values: ClassVar[Any] = operator.attrgetter("_relu")
+
     def __init__(
         self,
         packed: PackedWeights,
@@ -68,7 +92,7 @@ class QuantizedLinear:
         self.packed = packed_weights(packed)
         self.input_qparams = _activation_qparams("input_qparams", input_qparams)
         self.output_qparams = _activation_qparams("output_qparams", output_qparams)
-        self.relu = _validation.boolean("relu", relu)
+        self.relu = relu
         self._observers = (MinMaxObserver(), MinMaxObserver())
 
     def __repr__(self) -> str:
@@ -115,6 +139,19 @@ class QuantizedLinear:
         return layer
 
     @property
+    def relu(self) -> bool:
+        """Whether negative results are replaced by 0."""
+        return self._relu
+
+    @relu.setter
+    def relu(self, value: bool) -> None:
+        self._set_values(_validation.boolean("relu", value))
+        self._seal()
+
+    def _set_values(self, values: bool) -> None:
+        self._relu = values
+
+    @property
     def frozen(self) -> bool:
         """Whether the activation parameters are chosen."""
         return self.input_qparams is not None
@@ -135,8 +172,13 @@ class QuantizedLinear:
         Raises
         ------
         ValueError
-            For NaN or infinite values, outputs that overflow float32, or another shape or dtype.
+            For NaN or infinite values, outputs that overflow float32, another shape or dtype, or a frozen layer.
         """
+        if self.frozen:
+            raise ValueError(
+                "The layer is frozen: samples would no longer change its activation parameters. "
+                "Observe all samples before freeze(), or make a new layer with from_float() to calibrate again."
+            )
         rows = _validation.float_rows(x, self.packed.shape[1])
         w = self.packed.unpack() - self.packed.zero_point[:, None]
         scale = np.broadcast_to(self.packed.scale, self.packed.shape[0])[:, None]
@@ -154,10 +196,31 @@ class QuantizedLinear:
         self.input_qparams, self.output_qparams = (observer.qparams() for observer in self._observers)
         return self
 
-    def _input(self) -> QParams:
+    def _input_parameters(self, settings: _config.Settings, operator: str) -> QParams:
+        """Return the parameters of the input, for an operator that uses them now; corrupted ones are restored first."""
         if self.input_qparams is None:
             raise ValueError("layer: got no activation parameters, expected observe() and freeze() before a call")
+        _require_intact(self.input_qparams, "input_qparams", settings, operator)
         return self.input_qparams
+
+    def _key(
+        self, settings: _config.Settings, operator: str, *, to_float: bool
+    ) -> tuple[float, int, float | None, int | None, bool]:
+        """Return what the epilogue of a call is derived for; corrupted parameters are restored first."""
+        qx, qy = self._input_parameters(settings, operator), None if to_float else self.output_qparams
+        _require_intact(self, "relu", settings, operator)
+        if qy is None:
+            return activation_key(qx.scale, qx.zero_point, None, None, self._relu)
+        _require_intact(qy, "output_qparams", settings, operator)
+        return activation_key(qx.scale, qx.zero_point, qy.scale, qy.zero_point, self._relu)
+
+    def require_intact(self, otherwise: str) -> None:
+        """Restore corrupted weights and parameters, or raise SoftErrorDetected, saying what can't be done otherwise."""
+        try:
+            self._key(_config.resolve("exact", "recover", None), "weights", to_float=False)
+        except SoftErrorDetected as error:
+            raise SoftErrorDetected(otherwise, error.events) from None
+        self.packed.require_intact(otherwise)
 
     def __call__(
         self, x: ArrayLike, *, check: str | None = None, on_error: str | None = None, num_threads: int | None = None
@@ -175,46 +238,34 @@ class QuantizedLinear:
         -------
         ndarray of the dtype of x, (..., N)
         """
-        qx = self._input()
+        settings = _config.resolve(check, on_error, num_threads)
         a = _validation.array("x", x, f"float32 or uint8 of shape (..., {self.packed.shape[1]})")
         if a.dtype == np.uint8:
-            return self._on_codes(a, check, on_error, num_threads)
-        settings = _config.resolve(check, on_error, num_threads)
+            return self._on_codes(a, settings)
         level_of(settings, self.packed)
         rows = _validation.float_rows(a, self.packed.shape[1])
         out = np.empty((*a.shape[:-1], self.packed.shape[0]), np.float32)
-        key = activation_key(qx.scale, qx.zero_point, None, None, self.relu)
+        qx, key = self._input_parameters(settings, "qlinear"), self._key(settings, "qlinear", to_float=True)
         multiply_floats(rows, qx, self.packed, key, None, out.reshape(len(rows), out.shape[-1]), settings, "qlinear")
         return out
 
-    def _on_codes(self, x: Array, check: str | None, on_error: str | None, num_threads: int | None) -> Array:
+    def _on_codes(self, x: Array, settings: _config.Settings) -> Array:
         """Apply the layer to codes, which gives codes."""
-        qx, qy = self._input(), self.output_qparams
-        if qy is None:
+        if self.frozen and self.output_qparams is None:
             raise ValueError("layer: got uint8 input without output_qparams, expected observe() and freeze() first")
-        return qlinear(
-            x,
-            self.packed,
-            x_scale=qx.scale,
-            x_zero_point=qx.zero_point,
-            y_scale=qy.scale,
-            y_zero_point=qy.zero_point,
-            relu=self.relu,
-            check=check,
-            on_error=on_error,
-            num_threads=num_threads,
-        )
+        level_of(settings, self.packed)
+        rows, n = _validation.activations(x, self.packed.shape[1]), self.packed.shape[0]
+        y = np.empty((len(rows), n), np.uint8)
+        multiply(rows, self.packed, self._key(settings, "qlinear", to_float=False), y, settings, operator="qlinear")
+        return y.reshape(*x.shape[:-1], n)
 
     def run(
         self, x: Array, settings: _config.Settings, operator: str, x_sums: Array | None, *, to_float: bool
     ) -> tuple[Array, Array | None]:
         """Apply the layer inside a model: codes (M, K) in, codes or float32 out, with the row sums chained."""
-        qx, qy = self._input(), None if to_float else self.output_qparams
-        key = activation_key(
-            qx.scale, qx.zero_point, None if qy is None else qy.scale, None if qy is None else qy.zero_point, self.relu
-        )
+        key = self._key(settings, operator, to_float=to_float)
         checked = settings.check != "off"
-        y = np.empty((len(x), self.packed.shape[0]), np.float32 if qy is None else np.uint8)
+        y = np.empty((len(x), self.packed.shape[0]), np.float32 if key[2] is None else np.uint8)
         y_sums = np.empty(len(x), np.uint32) if checked else None
         multiply(x, self.packed, key, y, settings, operator=operator, x_sums=x_sums if checked else None, y_sums=y_sums)
         return y, y_sums

@@ -90,7 +90,7 @@ def row_sums(x: Array, w: Array) -> tuple[NDArray[np.uint32], NDArray[np.uint32]
 
 
 def row_digests(fused: Array, first: int = 0, *, bits: int = 8, dim: int | None = None) -> NDArray[np.uint64]:
-    """Digests of fused rows of layout ``torch``: sum of the codes' bytes << 40 | (two words + row number).
+    """Digests of fused rows of layout ``torch``: sum of the codes' bytes << 40 | (two words + row number + 1).
 
     The words are the bits of float32 scale and bias; of float16 scale and bias, and the sum of codes (4 and 2 bits); of
     float32 sums of the values and of their magnitudes, the latter rounded up (16 and 32 bits), in which a denormal value,
@@ -109,7 +109,7 @@ def row_digests(fused: Array, first: int = 0, *, bits: int = 8, dim: int | None 
             words = np.stack([total.astype(np.float32), most], axis=1).view(np.uint32).astype(np.uint64)
         else:
             words = np.hstack([words, total[:, None].astype(np.uint64)])
-    numbers = np.arange(first, first + len(fused), dtype=np.uint64)
+    numbers = np.arange(first + 1, first + 1 + len(fused), dtype=np.uint64)
     codes_sum = packed.sum(axis=1, dtype=np.uint64)
     return np.asarray((codes_sum << np.uint64(40)) + words.sum(axis=1, dtype=np.uint64) + numbers, np.uint64)
 

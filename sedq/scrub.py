@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sedq import _validation, model_file
+from sedq._archive import Archive, shorten
 from sedq._core import _rows
 from sedq._files import replacing
 from sedq.embedding import layouts, repair
@@ -33,7 +34,7 @@ __all__ = ["FileReport", "open_table", "protect_file", "scrub_file"]
 Array = NDArray[Any]
 Progress = Callable[[int, int], object]
 SUFFIX = ".sedq"
-FORMAT, VERSION = "sedq-table", 1
+FORMAT, VERSION = "sedq-table", 2
 PARTS = ("sidecar", "syndromes", "parity", "parity_crc")
 CHUNK = 2**18  # rows between two reports of progress
 
@@ -49,7 +50,9 @@ class FileReport:
     checked : int
         Arrays of a model, rows of a table.
     found, repaired, left : list of str
-        What was corrupted, what of it was mended, and what was not.
+        What was corrupted or in doubt, what of it was mended, and what was not.
+    notes : list of str
+        Why rows were left although their digests fit, and why redundancy was not made anew.
     """
 
     path: str
@@ -58,6 +61,7 @@ class FileReport:
     found: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         what = f"{self.path}: {self.checked} {'rows' if self.kind == 'table' else 'arrays'} compared"
@@ -68,7 +72,7 @@ class FileReport:
             if names:
                 more = f" and {len(names) - 10} more" if len(names) > 10 else ""
                 lines.append(f"  {how}: {', '.join(names[:10])}{more}")
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  {note}" for note in self.notes[:10]])
 
 
 def protect_file(
@@ -100,7 +104,7 @@ def protect_file(
     Returns
     -------
     Path
-        The companion, ``path`` with ``.sedq`` appended. One that exists is replaced if every row agrees with it.
+        The companion, ``path`` with ``.sedq`` appended. One that exists is replaced if it puts no row in doubt.
 
     Raises
     ------
@@ -135,7 +139,7 @@ def _require_agreement(path: str | os.PathLike[str]) -> None:
     """ValueError unless a table is what its companion was made of, which may be all that it can be mended from."""
     name = os.fspath(path)
     try:
-        bad = open_table(path).scrub(repair=False).found
+        bad = open_table(path).scrub(repair=False, redundancy=True).found
     except ModelFileError as error:
         raise ModelFileError(f"{error}; expected force to replace it") from None
     if bad:
@@ -166,18 +170,12 @@ def _write(target: Path, header: dict[str, Any], arrays: dict[str, Any]) -> None
 
 def _companion(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
     """Read the companion of a table file; the archive has a CRC-32 for each part of it."""
-    name = os.fspath(path) + SUFFIX
-    with open(name, "rb") as stream:
-        try:
-            file = np.load(stream, allow_pickle=False)
-            header = json.loads(file["header"].tobytes())
-            arrays = {part: file[part] for part in PARTS}
-        except Exception as error:  # a damaged file makes zipfile raise nearly anything
-            raise ModelFileError(f"{name}: not the companion of a table, or a damaged one ({error})") from None
-    if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
-        got = f"got {header.get('format')!r} version {header.get('version')!r}"
-        raise ModelFileError(f"{name}: {got}, expected {FORMAT!r} version {VERSION}")
-    return header, arrays
+    with Archive(os.fspath(path) + SUFFIX, "the companion of a table") as file:
+        header = file.json_object("header", file.text("header"))
+        if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+            got = f"got {shorten(header.get('format'))} version {shorten(header.get('version'))}"
+            raise ModelFileError(f"{file.path}: {got}, expected {FORMAT!r} version {VERSION}")
+        return header, {part: file.raw(part) for part in PARTS}
 
 
 def open_table(path: str | os.PathLike[str], *, mode: Literal["sum", "mean"] = "sum") -> EmbeddingBag:
@@ -248,7 +246,7 @@ def _assembled(rows: Array, header: dict[str, Any], arrays: dict[str, Array], mo
     kept.locator.syndromes = _like("syndromes", arrays["syndromes"], kept.locator.syndromes)
     kept.parity.rows = _like("parity", arrays["parity"], kept.parity.rows)
     kept.parity.crc = _like("parity_crc", arrays["parity_crc"], kept.parity.crc)
-    bag = EmbeddingBag(kept.table, mode, layout=header["layout"])
+    bag = EmbeddingBag._of(kept.table, mode, layout=header["layout"])
     bag._redundancy = kept
     return bag
 
@@ -259,7 +257,13 @@ def _like(name: str, got: Array, expected: Array) -> Array:
     return np.ascontiguousarray(got)
 
 
-def scrub_file(path: str | os.PathLike[str], *, repair: bool = False, progress: Progress | None = None) -> FileReport:
+def scrub_file(
+    path: str | os.PathLike[str],
+    *,
+    repair: bool = False,
+    rebuild: ArrayLike = (),
+    progress: Progress | None = None,
+) -> FileReport:
     """Compare everything in a model or table file with its digests.
 
     Parameters
@@ -268,7 +272,11 @@ def scrub_file(path: str | os.PathLike[str], *, repair: bool = False, progress: 
         A model, or a table with a companion.
     repair : bool, default False
         Write restored rows into the table file, and restored digests into its companion. Rows are written in place, as a
-        table may be too large to copy: keep other writers away.
+        table may be too large to copy: keep other writers away. A row is restored if most witnesses (digest, locating sums,
+        parity) agree on it; otherwise it is left as it is. Locating sums and parity are never replaced by a repair.
+    rebuild : array_like of int, optional
+        Rows whose locating sums and parity are to be made anew in the companion, where two witnesses confirm the rows; see
+        `EmbeddingBag.rebuild_redundancy`.
     progress : callable, optional
         Called as ``progress(done, total)``.
 
@@ -302,12 +310,14 @@ def scrub_file(path: str | os.PathLike[str], *, repair: bool = False, progress: 
     """
     name = os.fspath(path)
     if not os.path.exists(name + SUFFIX):
+        if np.size(rebuild):
+            raise ValueError(f"{name}: got rows to rebuild the redundancy of, but the file has no companion {name}{SUFFIX}")
         with open(name, "rb") as stream:
             magic = stream.read(6)
         if magic == b"\x93NUMPY":
             raise ValueError(f"{name}: got a table without a companion, expected {name}{SUFFIX} as protect_file makes it")
         return _scrub_model(name, repair, progress)
-    return _scrub_table(name, repair, progress)
+    return _scrub_table(name, repair, rebuild, progress)
 
 
 def _scrub_model(name: str, repair: bool, progress: Progress | None) -> FileReport:
@@ -324,7 +334,7 @@ def _scrub_model(name: str, repair: bool, progress: Progress | None) -> FileRepo
     return report
 
 
-def _scrub_table(name: str, repair: bool, progress: Progress | None) -> FileReport:
+def _scrub_table(name: str, repair: bool, rebuild: ArrayLike, progress: Progress | None) -> FileReport:
     bag = open_table(name)
     report = FileReport(name, "table", checked=bag.shape[0])
     before = _digests(bag)
@@ -332,17 +342,23 @@ def _scrub_table(name: str, repair: bool, progress: Progress | None) -> FileRepo
     while more:
         part = bag.scrub(at, CHUNK, repair=repair, redundancy=True)
         report.found += [*(f"row {row}" for row in part.found), *part.stale]
-        report.left += [f"row {row}" for row in part.left]
+        report.left += [*(f"row {row}" for row in part.left), *part.stale]
         report.repaired += [f"row {row}" for row in (*part.corrected, *part.rebuilt)]
-        (report.repaired if repair else report.left).extend(part.stale)
+        report.notes += [f"row {row} {said}" for row, said in part.evidence.items() if said.startswith("fits")]
         at, more = part.next, part.next > 0
         if progress is not None:
             progress(part.stop, bag.shape[0])
+    if np.size(rebuild):
+        made = bag.rebuild_redundancy(rebuild)
+        report.repaired += made.rebuilt
+        report.found += [what for what in made.rebuilt if what not in report.found]
+        report.left = [what for what in report.left if what not in made.rebuilt]
+        report.notes += [f"not made anew: {reason}" for reason in made.refused]
     if repair:
         _write_rows(name, bag)
-        if _digests(bag) != before:
-            header, _ = _companion(name)
-            _write(Path(name + SUFFIX), header, _parts(bag))
+    if (repair or np.size(rebuild)) and _digests(bag) != before:
+        header, _ = _companion(name)
+        _write(Path(name + SUFFIX), header, _parts(bag))
     return report
 
 

@@ -74,6 +74,26 @@ def test_long_bags_and_tables_that_ask_apart() -> None:
     np.testing.assert_array_equal(collection(indices, offsets), one_by_one(tables, indices, offsets))
 
 
+@pytest.mark.parametrize("check", ["off", "exact"])
+def test_rows_of_an_overlay_are_read_in_the_place_of_stored_ones(check: str) -> None:
+    tables = bags()
+    rows = tables[0].to_fused()
+    tables[0] = sedq.EmbeddingBag.view_fused(rows, parity=8)
+    collection = sedq.EmbeddingBagCollection(tables)
+    indices, offsets = requests(3, longest=9)
+    expected = collection(indices, offsets)
+    rows[indices[offsets[0]], 2] ^= 64
+    tables[0].scrub()
+    np.testing.assert_array_equal(collection(indices, offsets, check=check), expected)
+
+
+def test_indices_of_a_mapped_table_are_those_of_its_mapping() -> None:
+    mapped = sedq.EmbeddingBag.from_float(np.eye(3), index_mapping=np.array([0, -1, 1, 2, -1]))
+    collection = sedq.EmbeddingBagCollection([mapped, mapped])
+    got = collection([3, 4, 2, 3], [0, 2, 4])
+    np.testing.assert_array_equal(got, np.hstack([mapped([3, 4], [0]), mapped([2, 3], [0])]))
+
+
 def test_the_order_is_that_of_a_keyed_jagged_tensor() -> None:
     """Keys one after another, each with the bags of all requests."""
     tables = [sedq.EmbeddingBag.from_float(np.full((2, 1), v, np.float32)) for v in (1, 10)]

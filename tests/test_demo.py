@@ -160,7 +160,11 @@ def unchecked(patch: pytest.MonkeyPatch) -> None:
 def careless(patch: pytest.MonkeyPatch) -> None:
     """Findings are recorded, and nothing is done about them."""
     recovery: Any = sedq.recovery
-    patch.setattr(recovery, "handle", lambda op, found, *_, **__: recovery.conclude(op, found, 0, "recompute", "transient"))
+
+    def handle(call: Any, found: Any, *_: Any, **__: Any) -> None:
+        recovery.conclude(call.operator, found, 0, "recompute", "transient")
+
+    patch.setattr(recovery, "handle", handle)
 
 
 @pytest.mark.parametrize(

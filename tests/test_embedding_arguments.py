@@ -294,3 +294,22 @@ def test_keep_source_is_a_switch(value: Any) -> None:
         sedq.EmbeddingBag.from_float(np.ones((ROWS, DIM), np.float32), keep_source=value)
     with pytest.raises(ValueError, match=r"keep_source: got .*, expected True or False"):
         sedq.EmbeddingBag.from_fused(FUSED, keep_source=value)
+
+
+# --- the constructor ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "got"),
+    [
+        ((10, 4), {}, "got int 10, int 4, but"),
+        ((), {"num_embeddings": 10, "embedding_dim": 4}, "got num_embeddings=, embedding_dim=, but"),
+        ((np.ones((3, 4), np.float32),), {}, r"got float32 array of shape \(3, 4\), but"),
+        ((), {}, "got no arguments, but"),
+    ],
+)
+def test_the_constructor_names_the_classmethods(arguments: Any, named: dict[str, Any], got: str) -> None:
+    with pytest.raises(TypeError, match=got) as raised:
+        sedq.EmbeddingBag(*arguments, **named)
+    for method in ("from_float(weight)", "from_fused(rows)", "view_fused(rows)"):
+        assert f"EmbeddingBag.{method}" in str(raised.value)

@@ -122,6 +122,22 @@ def test_a_bag_that_pools_others_rows_than_it_was_asked_for(
     assert y.tobytes() == sound.tobytes()
 
 
+@pytest.mark.parametrize("what", ["indices", "weights"])
+def test_others_rows_whose_numbers_or_weights_differ_in_high_bits_alone(kernels: _dispatch.Context, what: str) -> None:
+    bag = sedq.EmbeddingBag.from_float(np.arange(2**16 + 8, dtype=np.float32)[:, None])
+    indices, weights = np.full(12, 5), np.ones(12, np.float32)
+    if what == "indices":
+        indices[8] += 2**16
+    else:
+        weights[8] = 1.5  # 2^22 more, as bits
+    sound = bag(indices, [0, 4, 8], weights)
+    with planned("request", 1, OFF_BY[what][0], Change(0xFFFFFFFF, add=1)) as hit:
+        y, events = watched(lambda **options: bag(indices, [0, 4, 8], weights, **options), "exact")
+    assert hit.fired == 1
+    assert {e.kind for e in events} == {"count"}
+    assert y.tobytes() == sound.tobytes()
+
+
 def test_two_requests_that_are_off_do_not_make_up_for_one_another(kernels: _dispatch.Context) -> None:
     """A bag that begins with the last row of the one before it, whose end is right: what both visit is too much."""
     bag = sedq.EmbeddingBag.from_float(np.eye(8, 5, dtype=np.float32))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -86,33 +84,42 @@ def test_writes_nest_and_end_with_an_exception() -> None:
     assert guard.version == 4
 
 
-@contextmanager
-def held_by_another_thread(guard: Guard) -> Iterator[None]:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_fork_waits_for_the_writers() -> None:
+    guard = Guard()
     inside, leave = threading.Event(), threading.Event()
+    value = [0, 0]
 
     def write() -> None:
         with guard.writing():
+            value[0] = 7
             inside.set()
-            leave.wait(10)
+            leave.wait(0.2)
+            value[1] = 7
 
     thread = threading.Thread(target=write)
     thread.start()
     assert inside.wait(10)
-    try:
-        yield
-    finally:
-        leave.set()
-        thread.join()
+    child = os.fork()
+    if not child:
+        with guard.writing():
+            os._exit(value[1] if guard.read(lambda: value[0]) == 7 else 1)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert guard.version == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
-def test_a_child_does_not_wait_for_a_writer_of_its_parent() -> None:
+def test_who_writes_may_fork() -> None:
     guard = Guard()
-    with held_by_another_thread(guard):
+    with guard.writing():
         child = os.fork()
-        if not child:
-            with guard.writing():
-                os._exit(guard.read(lambda: 7))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert guard.version == 2
+        odd = guard.version
+    if not child:
+        with guard.writing():
+            os._exit(guard.read(lambda: odd + guard.version))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1 + 3
+    with guard.writing():
+        assert guard.version == 3

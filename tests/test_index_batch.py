@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import sedq
 from sedq import demo
 from sedq.datasets import load_msweb
+from sedq.embedding.index_batch import consume
 
 Array = NDArray[Any]
 ROWS, DIM = 1024, 8
@@ -67,6 +68,16 @@ def test_every_flipped_bit_of_every_array_is_corrected(bag: sedq.EmbeddingBag, d
             assert {(e.kind, e.rung, e.verdict) for e in seen.events} == {("input", "heal", "memory")}
             struck += 1
     assert unseen > struck / 5, "with the check off these went unseen"
+
+
+@pytest.mark.parametrize("at", [0, 150, 299])
+def test_a_change_is_found_wherever_it_is_in_a_long_batch(bag: sedq.EmbeddingBag, at: int) -> None:
+    request = sedq.IndexBatch(np.arange(300) % 4, np.arange(0, 300, 10))
+    expected = bag(request)
+    request.indices[at] ^= 1
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(bag(request), expected)
+    assert [e.detail for e in m.events] == [f"indices[{at}]"]
 
 
 def test_more_than_one_change_is_an_error(bag: sedq.EmbeddingBag) -> None:
@@ -161,3 +172,29 @@ def test_a_model_takes_batches() -> None:
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(model(requests.dense, batches), expected)
     assert {(e.operator, e.kind) for e in seen.events} == {("DLRM", "input")}
+
+
+def test_the_batch_that_changed_is_named() -> None:
+    batches = [sedq.IndexBatch(np.arange(4), [0]) for _ in range(2)]
+    batches[1].indices[2] ^= 1
+    with sedq.monitor() as m:
+        got = consume(batches, lambda _: np.stack([b.indices for b in batches]), sedq.get_config(), "op")
+    np.testing.assert_array_equal(got, [np.arange(4)] * 2)
+    assert [(e.row, e.detail) for e in m.events] == [(1, "batch 1: indices[2]")]
+
+
+def test_a_batch_that_changes_whenever_it_is_read_is_an_error() -> None:
+    batch = sedq.IndexBatch(np.arange(4), [0])
+
+    def compute(settings: object) -> np.ndarray:
+        batch.indices[2] ^= 1
+        return np.zeros(3)
+
+    with pytest.raises(sedq.SoftErrorDetected, match="op: input"):
+        consume([batch], compute, sedq.get_config(), "op")
+
+
+def test_what_can_not_be_corrected_is_named() -> None:
+    batch = sedq.IndexBatch(np.arange(4), [0])
+    batch.indices[1:3] ^= 1
+    assert batch.mend() == ([], ["indices"])

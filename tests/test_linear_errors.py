@@ -338,9 +338,22 @@ def test_layer_that_is_not_frozen() -> None:
     ],
 )  # fmt: skip
 def test_input_of_a_layer(method: str, x: Any, got: str) -> None:
-    layer = sedq.QuantizedLinear.from_float(W.astype(np.float32)).observe(F32).freeze()
+    layer = sedq.QuantizedLinear.from_float(W.astype(np.float32)).observe(F32)
+    if method == "__call__":
+        layer.freeze()
     assert_refused(lambda: getattr(layer, method)(x), message("x", got))
     assert layer.freeze().input_qparams == sedq.choose_qparams(0, 7), "left as it was"
+
+
+def test_a_frozen_layer_observes_nothing() -> None:
+    given = sedq.QuantizedLinear(packed(), QParams(0.5, 10), QParams(2.0, 1))
+    for layer in (sedq.QuantizedLinear.from_float(W.astype(np.float32)).observe(F32).freeze(), given):
+        before = layer.input_qparams, layer.output_qparams
+        with pytest.raises(
+            ValueError, match=r"^The layer is frozen.* before freeze\(\), or make a new layer with from_float\(\)"
+        ):
+            layer.observe(F32 * 2)
+        assert (layer.input_qparams, layer.output_qparams) == before
 
 
 def test_samples_that_overflow() -> None:

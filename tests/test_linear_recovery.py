@@ -262,6 +262,15 @@ def test_scalars_of_the_epilogue(kernels: _dispatch.Context, rng: np.random.Gene
         packed._epilogues.clear()
 
 
+def test_checksums_that_can_not_be_restored_are_noted(rng: np.random.Generator) -> None:
+    x, _, packed = make(rng)
+    expected = sedq.matmul_integer(x, packed)
+    packed._crcs["digits"] ^= 1
+    with faults.accumulator_fault(flip=1 << 20), sedq.monitor() as m:
+        np.testing.assert_array_equal(sedq.matmul_integer(x, packed), expected)
+    assert [(e.verdict, e.detail) for e in m.events] == [("memory", "digits; still corrupted: digits")]
+
+
 def test_events_are_bounded(rng: np.random.Generator) -> None:
     x, _, packed = make(rng)
     with sedq.monitor(max_events=5) as m:

@@ -53,7 +53,7 @@ def test_rows_wider_than_a_block() -> None:
     np.testing.assert_array_equal(parity.rebuild(4, lambda n: sound[n]), sound[4])
 
 
-def test_unsound_parity_rebuilds_nothing_until_it_is_renewed() -> None:
+def test_unsound_parity_is_known_until_it_is_renewed() -> None:
     sound = table(20)
     parity = parity_of(sound, 4)
     assert parity.disagreeing(sound, 0, 5) == []
@@ -65,12 +65,14 @@ def test_unsound_parity_rebuilds_nothing_until_it_is_renewed() -> None:
     assert not parity.agrees(4, lambda n: sound[n])
     for group in (2, 4):
         assert not parity.sound(group)
-        assert parity.rebuild(group, lambda n: sound[n]) is None
+        assert parity.confirms(group, lambda n: sound[n])
         parity.renew(group, lambda n: sound[n])
         assert parity.sound(group)
         np.testing.assert_array_equal(parity.rebuild(group, lambda n: sound[n]), sound[group])
     parity.forget(1)
-    assert parity.rebuild(1, lambda n: sound[n]) is None
+    assert not parity.sound(1)
+    parity.rows[1, 0] ^= 1
+    assert not parity.confirms(1, lambda n: sound[n])
 
 
 def test_parity_follows_updates() -> None:

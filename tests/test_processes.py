@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,13 +130,53 @@ def test_a_pack_is_healed_on_its_way_to_another_process() -> None:
 
 
 def test_an_error_comes_back_from_another_process_with_its_events() -> None:
-    bag = sedq.EmbeddingBag.from_float(np.ones((3, 4), np.float32))
     with pytest.raises(ValueError, match="dense: got NaN"):
         elsewhere("spawn", partial(demo.build(load_msweb()), np.full((1, 8), np.nan), [np.zeros((1, 1), int)] * 6))
-    struck = partial(sedq.recovery.handle, "op", [(0, 1, 2.0, 0.0)], "raise", bag.bad_rows, bag.bad_rows)
+    settings = sedq.get_config()._replace(on_error="raise")
+    struck = partial(sedq.recovery.handle, SimpleNamespace(operator="op"), [(0, 1, 2.0, 0.0)], settings)
     with pytest.raises(sedq.SoftErrorDetected, match="op: accumulator") as raised:
         elsewhere("spawn", struck)
     assert raised.value.events[0].residual == 2.0
+
+
+@needs_fork
+def test_children_forked_amid_updates_inherit_whole_rows_and_groups() -> None:
+    """A fork waits for the locks, so that no child has a row without the parity that belongs to it."""
+    rows, rng = 256, np.random.default_rng(0)
+    tables = [rng.normal(size=(rows, 16)).astype(np.float32) for _ in range(2)]
+    bag = sedq.EmbeddingBag.from_float(tables[0], parity=8, locate=True)
+    stop, children = threading.Event(), list[int]()
+
+    def update() -> None:
+        turn = 0
+        while not stop.is_set():
+            turn ^= 1
+            bag.update_rows(np.arange(rows), tables[turn])
+
+    def wrong() -> int:
+        with sedq.monitor(all_threads=True) as m:  # takes the locks of monitors too
+            sedq.set_config(check="exact")
+            report = bag.scrub(repair=False, redundancy=True)
+            bag.update_rows([3], tables[0][:1])
+            return int(bool(report) or m.detections > 0 or bag.version % 2 > 0)
+
+    thread = threading.Thread(target=update)
+    thread.start()
+    try:
+        for _ in range(60):
+            child = os.fork()
+            if not child:
+                try:
+                    signal.alarm(60)  # kills a child that hangs
+                    os._exit(wrong())
+                finally:
+                    os._exit(99)
+            children.append(child)
+    finally:
+        stop.set()
+        thread.join()
+        results = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert results == [0] * 60
 
 
 # ---- threads of Python

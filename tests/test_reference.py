@@ -187,7 +187,7 @@ def test_row_digests(first: int, rng: np.random.Generator) -> None:
     want = []
     for number, row in enumerate(fused.tolist(), first):
         scale, bias = (int.from_bytes(row[at : at + 4], "little") for at in (300, 304))
-        want.append(sum(row[:300]) << 40 | (scale + bias + number))
+        want.append(sum(row[:300]) << 40 | (scale + bias + number + 1))
     assert reference.row_digests(fused, first).tolist() == want
 
 

@@ -179,7 +179,8 @@ def test_a_source_helps_where_parity_does_not() -> None:
     bag = made(parity=GROUP, keep_source=True)
     sound = bag._table.rows.copy()
     bag._table.rows[[3, 8], 0] ^= 1
-    assert bag.scrub().reloaded == [3, 8]
+    report = bag.scrub()
+    assert (report.reloaded, report.rebuilt, report.left) == ([3], [8], []), "the other of the group is no longer in doubt"
     # a row that the source doesn't know is rebuilt once the source has restored the other
     bag.update_rows([3], np.full((1, DIM), 2, np.float32))
     sound[3] = bag._table.rows[3]
@@ -293,7 +294,7 @@ def test_a_table_that_is_only_read_is_never_written_to() -> None:
 
 
 @FORMATS
-def test_redundancy_that_rotted_is_made_anew(kind: str, bits: int, layout: str) -> None:
+def test_redundancy_that_rotted_is_reported_and_made_anew_on_request(kind: str, bits: int, layout: str) -> None:
     bag = made(kind, bits, layout, locate=True, parity=GROUP)
     kept = bag._redundancy
     assert kept.locator is not None
@@ -301,7 +302,7 @@ def test_redundancy_that_rotted_is_made_anew(kind: str, bits: int, layout: str) 
     sound = [kept.locator.syndromes.copy(), kept.parity.rows.copy(), kept.parity.crc.copy()]
     assert not bag.scrub(redundancy=True)
     kept.locator.syndromes[3, 0] ^= 8
-    kept.locator.syndromes[9, 1] ^= 8
+    kept.locator.syndromes[8, 1] ^= 8  # whose parity group is sound
     kept.parity.rows[1, 2] ^= 8
     kept.parity.crc[4] ^= 8
     assert not bag.scrub()
@@ -310,10 +311,13 @@ def test_redundancy_that_rotted_is_made_anew(kind: str, bits: int, layout: str) 
         stale += bag.scrub(start, 10, redundancy=True).stale
     assert sorted(stale) == [
         "locating sums of row 3",
-        "locating sums of row 9",
+        "locating sums of row 8",
         "parity of group 1",
         "parity of group 4",
     ]
+    assert not same([kept.locator.syndromes, kept.parity.rows, kept.parity.crc], sound), "a scrub writes no redundancy"
+    made_anew = bag.rebuild_redundancy([1, 3, 8, 9])
+    assert (sorted(made_anew.rebuilt), made_anew.refused) == (sorted(stale), [])
     assert same([kept.locator.syndromes, kept.parity.rows, kept.parity.crc], sound)
 
 

@@ -140,6 +140,26 @@ def test_weights_mended_between_a_computation_and_its_verdict(
     assert m.verdicts == {"transient": 1}, "what was mended before is no excuse"
 
 
+def test_every_row_is_computed_again_if_another_thread_healed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors cancelled in row 0, which no finding names; one of the findings has another cause than the weights."""
+    packed = sedq.pack_weights(np.full((4, 8), 10, np.int8))
+    x = np.full((3, 8), 7, np.uint8)
+    x[0, 1:3], x[1, 1:3], x[2, 1] = (4, 8), (3, 50), 9
+    expected = sedq.matmul_integer(x, packed)
+    faults.flip_weight_bit(packed, 0, 1, 2)
+    faults.flip_weight_bit(packed, 3, 2, 1)
+    struck = once(_gemm.linear, packed.heal)
+
+    def linear(*args: Any) -> list[recovery.Finding] | None:
+        found = struck(*args)
+        return found and [*found, (1, recovery.INPUT, 0.0, 0.0)]
+
+    monkeypatch.setattr(_gemm, "linear", linear)
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(sedq.matmul_integer(x, packed), expected)
+    assert {e.row for e in m.events} == {1, 2}
+
+
 def test_parameters_forgotten_before_the_product_began(
     packed: sedq.PackedWeights, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

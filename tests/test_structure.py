@@ -27,7 +27,19 @@ LAYERS = (
     {"dlrm", "datasets", "model_file", "_archive", "float_model"},
     {"linear", "embedding", "quantized_linear"},
     {"checks", "weights", "recovery", "monitoring"},
-    {"observers", "qparams", "reference", "_statistics", "_validation", "_config", "_files", "exceptions", "_info"},
+    {
+        "observers",
+        "qparams",
+        "reference",
+        "_statistics",
+        "_validation",
+        "_config",
+        "_files",
+        "_fork",
+        "_sealed",
+        "exceptions",
+        "_info",
+    },
     {"_core"},
 )
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}

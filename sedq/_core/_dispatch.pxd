@@ -32,6 +32,8 @@ cdef extern from "kernels/context.h" nogil:
         uint32_t (*out)[16]
         uint64_t params[8]
         uint64_t scalars
+        const uint32_t *row_sums
+        uint32_t row_sums_differ
         uint32_t twice
 
     void sedq_rotate_lanes(const float *source, int64_t vectors, int64_t dim, float *to)

@@ -17,6 +17,7 @@ cdef extern from "kernels/registry.h" nogil:
     int sedq_isa_supported(int i)
     int sedq_isa_emulated(int i)
     void sedq_isa_context(int i, sedq_context *c)
+    void sedq_scalar_context(sedq_context *c)
 
 
 cdef extern from "cpu.h" nogil:
@@ -40,7 +41,7 @@ cdef class Context:
         return f"<kernels {self.name}{' with fault hook' if self.hooked else ''}>"
 
     def __reduce__(self):
-        return get, (self.name,)
+        return (scalar, ()) if self.name == "scalar" else (get, (self.name,))
 
     @property
     def mr(self):
@@ -83,6 +84,25 @@ def get(str name):
     sedq_isa_context(known().index(name), &context.c)
     context.name = name
     return context
+
+
+def scalar():
+    """The portable kernels compiled without vector instructions: for recovery, which wants another code path."""
+    cdef Context context = Context()
+    sedq_scalar_context(&context.c)
+    context.name = "scalar"
+    return context
+
+
+def paths(Context context):
+    """Contexts by which to compute again what `context` got wrong, three of them where there are three.
+
+    Two of different code come first: another instruction set's if there is one, and those of `context` itself, which are to
+    run on another core. The portable kernels decide between them.
+    """
+    other = [name for name in available() if name not in ("reference", context.name) and name not in emulated()][-1:]
+    names = dict.fromkeys([*(other or ["reference"]), context.name, "reference", "scalar"])
+    return [scalar() if name == "scalar" else get(name) for name in names][:3]
 
 
 def _choose():

@@ -136,6 +136,8 @@ cdef void multiply_tile(const Job *job, int64_t i, int nrows, int64_t p0, int64_
             params += sums.params[lane]
         if params != expected or sums.scalars != scalars:
             sedq_report(job.found, i, SEDQ_BAD_PARAMETERS, <double>(<int64_t>(params - expected)), 0)
+        if sums.row_sums_differ:
+            sedq_report(job.found, i, SEDQ_BAD_PARAMETERS, 0, 0)
         if sums.twice:
             sedq_report(job.found, i, SEDQ_BAD_EPILOGUE, sums.twice, 0)
 
@@ -158,7 +160,8 @@ cdef void multiply(const Job *job, int64_t i0, int64_t i1, int64_t p0, int64_t p
             sums.out = &rows.out[i - i0]
             memset(sums.params, 0, sizeof(sums.params))
             sums.scalars = 0
-            sums.twice = 0
+            sums.row_sums = &rows.sum[i - i0]
+            sums.row_sums_differ = sums.twice = 0
             multiply_tile(job, i, <int>min(<int64_t>job.c.mr, i1 - i), p, last, i - i0, rows, &sums)
             i += job.c.mr
         p = last

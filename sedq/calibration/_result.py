@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,6 +19,7 @@ from sedq._files import replacing
 from sedq.calibration._samples import TableSamples, collect, table_digest, units_of
 from sedq.calibration._scale import limits
 from sedq.calibration._tail import Tail, probability_of, rate_interval
+from sedq.calibration._types import fits
 from sedq.dlrm import DLRM
 from sedq.embedding import EmbeddingBag
 from sedq.exceptions import CalibrationWarning, ModelFileError
@@ -364,7 +365,10 @@ class ThresholdCalibration:
                 raise ValueError(f"got {document['format']!r} version {document['version']!r}")
             if _digest(body) != document["sha256"]:
                 raise ValueError("it does not fit its digest")
-            return cls(**_typed(body))
+            made = cls(**_typed(body))
+            if wrong := [name for name, kind in get_type_hints(cls).items() if not fits(getattr(made, name), kind)]:
+                raise ValueError(f"of another type than it was saved with: {', '.join(wrong)}")
+            return made
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"{os.fspath(path)}: not a calibration of version {VERSION} ({error})") from None
 

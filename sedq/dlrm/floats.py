@@ -35,16 +35,17 @@ def quantize(
     if codes is None:
         codes = np.empty((count, dim + features * (features - 1) // 2), np.uint8)
     code_sums = np.empty(count, np.uint32)
+    outputs = (codes, code_sums)
     x_sums = np.ascontiguousarray(sums.T) if checked and sums is not None else None
     x = np.ascontiguousarray(vectors)
 
-    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
+    def run(kernels: _dispatch.Context, into: tuple[Array, ...]) -> list[recovery.Finding] | None:
         found: list[recovery.Finding] | None = _dense.interact_quantize(
-            kernels, x, params.scale, params.zero_point, codes, checked, settings.num_threads or 0, x_sums, code_sums
+            kernels, x, params.scale, params.zero_point, into[0], checked, settings.num_threads or 0, x_sums, into[1]
         )
         return found
 
-    recovery.computed_twice(compute, settings, operator, count, has_writer=x_sums is not None)
+    recovery.checked_stage(run, outputs, settings, operator, count, has_writer=x_sums is not None)
     return codes, code_sums if checked else None
 
 
@@ -66,7 +67,8 @@ def sigmoid(logits: Array, sums: Array | None, settings: _config.Settings) -> ND
         expit(logits[:, 0], out=probabilities)
         return probabilities
 
-    def compute(kernels: _dispatch.Context) -> list[recovery.Finding] | None:
+    def run(kernels: _dispatch.Context, into: tuple[Array, ...]) -> list[recovery.Finding] | None:
+        probabilities = into[0]
         expit(logits[:, 0], out=probabilities)
         # the sum of one word is the word: what the last layer computed
         changed = np.flatnonzero(logits[:, 0].view(np.uint32) != sums)
@@ -74,5 +76,5 @@ def sigmoid(logits: Array, sums: Array | None, settings: _config.Settings) -> ND
         found = [(int(i), recovery.INPUT, 0.0, 0.0) for i in changed[:64]]
         return found + [(int(i), recovery.REPEAT, 0.0, 0.0) for i in differs[:64]] or None
 
-    recovery.computed_twice(compute, settings, "sigmoid", len(logits), has_writer=True)
+    recovery.checked_stage(run, (probabilities,), settings, "sigmoid", len(logits), has_writer=True)
     return probabilities

@@ -224,14 +224,14 @@ class DLRM:
             raise ValueError("model: got one that is not quantised, expected a call of quantize(samples) first")
         inputs, rows = self.bottom[0].packed.shape[1], [bag.asked_rows for bag in self.bags]
 
-        def compute() -> NDArray[np.float32]:
+        def compute(using: _config.Settings) -> Array:
             requests = requests_of(dense, indices, offsets, include_last_offset, inputs, rows)
             return recovery.replayed(
-                lambda kernels: self._forward(*requests, settings._replace(kernels=kernels), threshold), settings
+                lambda kernels: self._forward(*requests, using._replace(kernels=kernels), threshold), using
             )
 
         batches = [i for i in indices if isinstance(i, IndexBatch)] if isinstance(indices, Sequence) else []
-        return consume(batches, compute, settings, "DLRM") if batches else compute()
+        return consume(batches, compute, settings, "DLRM") if batches else compute(settings)
 
     def _forward(
         self, dense: Array, indices: list[Array], offsets: list[Array], settings: _config.Settings, threshold: Any
@@ -239,13 +239,15 @@ class DLRM:
         features = 1 + len(self.bags)
         vectors = np.empty((len(dense), features, self.bags[0].shape[1] if self.bags else self._dim()), np.float32)
         sums = np.empty((features, len(dense)), np.uint32)
-        x, x_sums = quantize(dense[:, None, :], self.bottom[0]._input(), settings, "quantize", None)
+        params = self.bottom[0]._input_parameters(settings, "quantize")
+        x, x_sums = quantize(dense[:, None, :], params, settings, "quantize", None)
         vectors[:, 0], bottom_sums = run_mlp(self.bottom, x, x_sums, settings, "bottom")
         sums[0] = 0 if bottom_sums is None else bottom_sums
         for t, bag in enumerate(self.bags):
             out, name = vectors[:, t + 1], f"table.{t}"
             bag.pool(indices[t], offsets[t], None, out, settings, operator=name, threshold=threshold, y_sums=sums[t + 1])
-        x, x_sums = quantize(vectors, self.top[0]._input(), settings, "interaction", sums)
+        params = self.top[0]._input_parameters(settings, "interaction")
+        x, x_sums = quantize(vectors, params, settings, "interaction", sums)
         logits, logit_sums = run_mlp(self.top, x, x_sums, settings, "top")
         return sigmoid(logits, logit_sums, settings)
 

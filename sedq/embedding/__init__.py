@@ -8,6 +8,6 @@ requests that carry digests.
 from sedq.embedding.bag import EmbeddingBag
 from sedq.embedding.collection import EmbeddingBagCollection
 from sedq.embedding.index_batch import IndexBatch
-from sedq.embedding.maintenance import ScrubReport
+from sedq.embedding.outcomes import ScrubReport
 
 __all__ = ["EmbeddingBag", "EmbeddingBagCollection", "IndexBatch", "ScrubReport"]

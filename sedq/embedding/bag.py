@@ -5,7 +5,7 @@ The way of a call: validate indices, offsets and weights -> `Pooling.pool`, whic
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,8 +50,18 @@ class EmbeddingBag(Copied):
            [ 4.,  5.,  6.,  7.]], dtype=float32)
     """
 
-    def __init__(
-        self,
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = [_validation.describe(value) for value in args] + [f"{name}=" for name in kwargs]
+        raise TypeError(
+            f"EmbeddingBag: got {', '.join(given) or 'no arguments'}, but a table is made by a classmethod: "
+            "EmbeddingBag.from_float(weight) quantises a float array (rows, d), such as module.weight.detach().numpy(); "
+            "EmbeddingBag.from_fused(rows) copies rows that were quantised already; "
+            "EmbeddingBag.view_fused(rows) uses such rows where they are"
+        )
+
+    @classmethod
+    def _of(
+        cls,
         table: _rows.Table,
         mode: str = "sum",
         source: Source | None = None,
@@ -61,11 +71,13 @@ class EmbeddingBag(Copied):
         index_mapping: ArrayLike | None = None,
         locate: bool = False,
         parity: int | None = None,
-    ) -> None:
+    ) -> Self:
+        """Make a bag of a table whose digests are written."""
+        self = cls.__new__(cls)
         if mode not in ("sum", "mean"):
             raise ValueError(f"mode: got {mode!r}, expected 'sum' or 'mean'")
         self._table = table
-        self.shape: tuple[int, int] = (table.num_rows, table.dim)
+        self.shape = (table.num_rows, table.dim)
         self.mode = mode
         self.bits = table.bits
         self._layout = layout  # of the rows that the source gives, and of a table that is only read
@@ -74,6 +86,7 @@ class EmbeddingBag(Copied):
         self._maintain(source, repair.Redundancy(table, *kept))
         pruned = padding_idx is not None or index_mapping is not None
         self._pruning = requests.Pruning(padding_idx, index_mapping, table.num_rows) if pruned else None
+        return self
 
     @classmethod
     def from_float(
@@ -130,7 +143,9 @@ class EmbeddingBag(Copied):
         rows = layouts.add_digests(layouts.quantize_rows(w, bits), dim, bits=bits)
         source = FloatSource(w, bits) if _validation.boolean("keep_source", keep_source) else None
         table = _rows.Table(rows, dim, bits)
-        return cls(table, mode, source, padding_idx=padding_idx, index_mapping=index_mapping, locate=locate, parity=parity)
+        return cls._of(
+            table, mode, source, padding_idx=padding_idx, index_mapping=index_mapping, locate=locate, parity=parity
+        )
 
     @classmethod
     def from_fused(
@@ -189,7 +204,7 @@ class EmbeddingBag(Copied):
         rows, at = layouts.table_geometry(rows, bits, layout, dim)
         table = _rows.Table(layouts.add_digests(rows, at.dim, bits=bits, layout=layout), at.dim, bits)
         source = FusedSource(rows[:, : at.width]) if _validation.boolean("keep_source", keep_source) else None
-        return cls(
+        return cls._of(
             table,
             mode,
             source,
@@ -251,7 +266,7 @@ class EmbeddingBag(Copied):
         rows, at = layouts.table_geometry(rows, bits, layout, dim)
         kept = repair.begun(rows, locate, parity)
         table = layouts.attach_sidecar(rows, at, progress, lambda first, stop: repair.take(kept, rows, first, stop))
-        bag = cls(table, mode, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping)
+        bag = cls._of(table, mode, layout=layout, padding_idx=padding_idx, index_mapping=index_mapping)
         bag._redundancy = repair.Redundancy(table, *kept)
         return bag
 
@@ -336,10 +351,10 @@ class EmbeddingBag(Copied):
         """Pool a request that carries digests."""
         batch.alone(offsets, weights)
 
-        def compute() -> NDArray[np.float32]:
+        def compute(using: _config.Settings) -> Array:
             arrays = (batch.indices, batch.offsets, batch.per_sample_weights)
             result = _validation.output(out, (len(batch), self.shape[1]), np.float32, arrays)
-            self.pool(*arrays, result, settings, threshold=threshold)
+            self.pool(*arrays, result, using, threshold=threshold)
             return result
 
         return consume([batch], compute, settings, "EmbeddingBag")

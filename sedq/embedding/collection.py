@@ -124,7 +124,7 @@ class EmbeddingBagCollection:
             batch.alone(offsets, per_sample_weights)
             return consume(
                 [batch],
-                lambda: self._pool(batch.indices, batch.offsets, batch.per_sample_weights, out, settings, threshold),
+                lambda using: self._pool(batch.indices, batch.offsets, batch.per_sample_weights, out, using, threshold),
                 settings,
                 "EmbeddingBagCollection",
             )

@@ -3,25 +3,23 @@
 Readers take no lock. A writer holds the lock and makes the version odd while it writes; a reader whose run overlapped a
 write (the version changed, or was odd) reads again, so that no row half old and half new is ever returned or taken for an
 error.
-After some such runs it takes the lock itself, so that a stream of updates can't hold it up for ever.
+After some such runs it takes the lock itself, so that a stream of updates can't hold it up for ever. A fork waits until no
+writer writes, so that a child inherits whole rows, with the parity that belongs to them.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
+
+from sedq import _fork
 
 __all__ = ["Guard"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 ATTEMPTS = 3
-
-_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 
 class Guard:
@@ -33,16 +31,11 @@ class Guard:
         Odd while a writer writes.
     """
 
-    __slots__ = ("__weakref__", "_lock", "version")
+    __slots__ = ("_lock", "version")
 
     def __init__(self) -> None:
         self.version = 0
-        self._lock = threading.RLock()
-        _guards.add(self)
-
-    def reset(self) -> None:
-        """Forget whoever held the lock: in a forked child that thread does not exist."""
-        self.version, self._lock = 0, threading.RLock()
+        self._lock = _fork.new_lock()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -72,12 +65,3 @@ class Guard:
                 return result
         with self._lock:
             return function(*args, **kwargs)
-
-
-def _after_fork() -> None:
-    for guard in list(_guards):
-        guard.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

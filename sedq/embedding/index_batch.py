@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, recovery
-from sedq._core import _syndromes
+from sedq._core import _dispatch, _syndromes
 from sedq.embedding.requests import bags, weights_of
 
 __all__ = ["IndexBatch", "consume"]
 
 Array = NDArray[Any]
-Result = TypeVar("Result")
 WORD = 2**64
 MOST_CANDIDATES = 64
 
@@ -161,46 +160,69 @@ class IndexBatch:
 
 
 def consume(
-    batches: Sequence[IndexBatch], compute: Callable[[], Result], settings: _config.Settings, operator: str
-) -> Result:
+    batches: Sequence[IndexBatch], compute: Callable[[_config.Settings], Array], settings: _config.Settings, operator: str
+) -> Array:
     """Return what is computed from requests that are what they were when they were made, at the end of it.
 
     `compute` takes their arrays anew each time. What it raises about them counts only if they are intact.
     """
     if settings.check == "off":
-        return compute()
-    results: list[Result] = []
+        return compute(settings)
+    result: Array | None = None
     failure: Exception | None = None
     try:
-        results.append(compute())
+        result = compute(settings)
     except (ValueError, IndexError) as error:
         failure = error
     found = _differing(batches)
     if found is None:
         if failure is not None:
             raise failure
-        return results[-1]
+        assert result is not None
+        return result
+    consumed = _Consumed(operator, batches, compute, settings, result)
+    recovery.handle(consumed, found, settings)
+    if consumed.result is None:  # on_error="warn": there is no result to return
+        assert failure is not None
+        raise failure
+    return consumed.result
 
-    def recompute() -> list[recovery.Finding] | None:
-        left = _differing(batches)
-        if left is None:
-            results.append(compute())
-            left = _differing(batches)
-        return left
 
-    def heal() -> tuple[str, str]:
+class _Consumed:
+    """A call whose request had changed when it was done: the request corrected, and all computed again."""
+
+    def __init__(
+        self,
+        operator: str,
+        batches: Sequence[IndexBatch],
+        compute: Callable[[_config.Settings], Array],
+        settings: _config.Settings,
+        result: Array | None,
+    ) -> None:
+        self.operator, self.result = operator, result
+        self._batches, self._compute, self._settings = batches, compute, settings
+
+    def repair(self) -> recovery.Repair:
         mended: list[str] = []
         left: list[str] = []
-        for number, batch in enumerate(batches):
-            name = f"batch {number}: " if len(batches) > 1 else ""
+        for number, batch in enumerate(self._batches):
+            name = f"batch {number}: " if len(self._batches) > 1 else ""
             for parts, into in zip(batch.mend(), (mended, left), strict=True):
                 into += [name + part for part in parts]
-        return ", ".join(mended), ", ".join(left)
+        return recovery.Repair(", ".join(mended), ", ".join(left))
 
-    recovery.handle(operator, found, settings.on_error, recompute, heal)
-    if failure is not None and not results:  # on_error="warn": there is no result to return
-        raise failure
-    return results[-1]
+    def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
+        result = self._compute(self._settings._replace(kernels=kernels))
+        found = _differing(self._batches)
+        self.result = result  # the array of the caller, if there is one, whatever is in it now
+        return recovery.Attempt((result.copy(),), found or [])
+
+    def is_rounding(self, finding: recovery.Finding, answer: recovery.Attempt) -> bool:
+        return False
+
+    def accept(self, answer: recovery.Attempt) -> None:
+        assert self.result is not None
+        self.result[...] = answer.outputs[0]
 
 
 def _differing(batches: Sequence[IndexBatch]) -> list[recovery.Finding] | None:

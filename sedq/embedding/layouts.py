@@ -1,9 +1,9 @@
 """Row layouts of quantised tables.
 
 A row of ours is ``codes | words | digest``: the codes padded with zeros to a multiple of 8 bytes, two 32-bit words, and a
-64-bit digest that also holds the row's number. 8-bit rows have float32 scale and bias as words; 4 and 2-bit rows have
-float16 scale and bias, and the sum of their codes; half and float rows have the sum of their values and that of the values'
-magnitudes. A row stands for ``scale * codes + bias``.
+64-bit digest that also holds the row's number + 1, so that no row of zeros is valid. 8-bit rows have float32 scale and bias
+as words; 4 and 2-bit rows have float16 scale and bias, and the sum of their codes; half and float rows have the sum of
+their values and that of the values' magnitudes. A row stands for ``scale * codes + bias``.
 
 Layouts of others, a row of which is, of 8 bits and of 4 or 2:
 

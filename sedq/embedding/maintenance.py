@@ -5,7 +5,6 @@ What writes a row holds the guard; who reads one meanwhile reads it again. See `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,10 @@ from sedq import _config, _validation, recovery
 from sedq._core import _dispatch, _rows
 from sedq.embedding import layouts
 from sedq.embedding.guard import Guard
-from sedq.embedding.repair import Redundancy, Repairs
+from sedq.embedding.outcomes import RebuildReport, Repairs, ScrubReport
+from sedq.embedding.repair import Redundancy
 from sedq.embedding.requests import Pruning
-from sedq.embedding.sources import Source
+from sedq.embedding.sources import Originals, Source
 from sedq.exceptions import ModelFileError, SoftErrorDetected
 
 __all__ = ["Maintained", "ScrubReport"]
@@ -26,42 +26,6 @@ Array = NDArray[Any]
 SCRUBBED = 2**16  # rows looked over between two looks at whether a writer came by
 UPDATED = 1024  # rows written while readers wait
 RECORDED = 64  # most events of one call
-
-
-@dataclass(frozen=True)
-class ScrubReport:
-    """What `EmbeddingBag.scrub` found.
-
-    Attributes
-    ----------
-    start, stop : int
-        The rows looked over.
-    next : int
-        Where to go on: `stop`, or 0 at the end of the table.
-    found : list of int
-        Rows that didn't fit their digests.
-    corrected, rebuilt, reloaded : list of int
-        Those restored: one wrong byte located, from parity, from the source.
-    left : list of int
-        Those still corrupted.
-    stale : list of str
-        Parity rows and locating sums that were wrong themselves, and made again unless `repair` was off, and indices at
-        which an index mapping is corrupted, which can't be; empty unless `redundancy` was asked for.
-    """
-
-    start: int
-    stop: int
-    next: int
-    found: list[int]
-    corrected: list[int]
-    rebuilt: list[int]
-    reloaded: list[int]
-    left: list[int]
-    stale: list[str]
-
-    def __bool__(self) -> bool:
-        """Whether anything was found."""
-        return bool(self.found or self.stale)
 
 
 class Maintained:
@@ -142,42 +106,47 @@ class Maintained:
         numbers = self._row_numbers(rows)
         with self._guard.writing():
             bad = self._redundancy.bad(np.unique(numbers))
-            restored, reason = self._reload(numbers.tolist())
+            originals = self._originals(numbers.tolist())
+            restored = [number for number in numbers.tolist() if self._reload(number, originals)]
             mended = set(restored)
-            done = Repairs(reloaded=[n for n in bad if n in mended], left=[n for n in bad if n not in mended], reason=reason)
+            left = [number for number in bad if number not in mended]
+            reason = originals.refused if any(number in originals.rows for number in left) else originals.missing
+            done = Repairs(reloaded=[number for number in bad if number in mended], left=left, reason=reason)
             self._note(done)
         self._recorded("restore", bad, str(done), done.why_left(), "none")
         return restored
 
-    def _reload(self, rows: list[int]) -> tuple[list[int], str]:
-        """Reload rows from the source: those restored, and why the others were not."""
-        if self._source is None or not self._table.own:
-            return [], "there is no source to reload them from"
-        known = rows if self._updated is None else [number for number in rows if not self._updated[number]]
-        restored, reason = self._reload_known(known) if known else ([], "")
-        updated = "they were updated since" if len(known) < len(rows) else ""
-        why = reason or updated
-        return restored, f"could not be reloaded from {self._source!r}: {why}" if why else ""
+    def _reload(self, number: int, originals: Originals) -> bool:
+        """Store a row of the source, if it agrees with what is stored, or if that can't be right."""
+        row, stored = originals.rows.get(number), self._table.rows[number]
+        # a source may have changed, or been struck too: it must agree with the digest, or with all but the digest
+        if row is None or (
+            self._redundancy.digest_possible(number)
+            and not np.array_equal(row[-8:], stored[-8:])
+            and not np.array_equal(row[:-8], stored[:-8])
+        ):
+            return False
+        stored[...] = row
+        return True
 
-    def _reload_known(self, rows: list[int]) -> tuple[list[int], str]:
-        assert self._source is not None
-        try:
-            originals = self._source(np.array(rows))
-        except (OSError, ModelFileError, IndexError) as error:  # the source is gone, or not what it was
-            said = getattr(error, "strerror", None) or str(error)
-            return [], said.removeprefix(f"{self._source!r}: ")
-        if originals.shape[1:] != (self._geometry().width,):
-            return [], f"its rows are of {originals.shape[1:]} bytes, expected ({self._geometry().width},)"
-        restored, reason = [], ""
-        for number, fused in zip(rows, originals, strict=True):
-            row, stored = self._sealed(number, fused), self._table.rows[number]
-            # a source may have changed, or been struck too: it must agree with the digest, or with all but the digest
-            if np.array_equal(row[-8:], stored[-8:]) or np.array_equal(row[:-8], stored[:-8]):
-                stored[...] = row
-                restored.append(number)
-            else:
-                reason = "what it has does not fit their digests"
-        return restored, reason
+    def _originals(self, rows: list[int]) -> Originals:
+        """Return rows as the source has them, but for those that were updated since."""
+        if self._source is None or not self._table.own:
+            return Originals({}, "there is no source to reload them from", "")
+        said = f"could not be reloaded from {self._source!r}: "
+        known = rows if self._updated is None else [number for number in rows if not self._updated[number]]
+        missing, made = "they were updated since", dict[int, Array]()
+        if known:
+            try:
+                fused = self._source(np.array(known))
+            except (OSError, ModelFileError, IndexError) as error:  # the source is gone, or not what it was
+                text = getattr(error, "strerror", None) or str(error)
+                missing, fused = text.removeprefix(f"{self._source!r}: "), None
+            if fused is not None and fused.shape[1:] != (self._geometry().width,):
+                missing, fused = f"its rows are of {fused.shape[1:]} bytes, expected ({self._geometry().width},)", None
+            if fused is not None:
+                made = {number: self._sealed(number, row) for number, row in zip(known, fused, strict=True)}
+        return Originals(made, said + missing, f"{said}what it has does not fit their digests")
 
     def _geometry(self) -> layouts.Geometry:
         return layouts.geometry(self._layout, self.bits, self.shape[1])
@@ -192,7 +161,7 @@ class Maintained:
         if not bad:
             return Repairs()
         with self._guard.writing():
-            done = self._redundancy.mend(bad, self._reload)
+            done = self._redundancy.mend(bad, self._originals)
             self._note(done)
         return done
 
@@ -203,10 +172,13 @@ class Maintained:
             self._mended |= dict.fromkeys(done.restored(), self._mends)
             recovery.count_repairs(done.counts())
 
-    def _mended_since(self, rows: Array, mends: int) -> str:
-        """Say which of some rows were mended, after rows had been so many times."""
+    def mend_in_call(self, rows: Array, mends: int) -> recovery.Repair:
+        """Restore the bad ones of some rows, for a call that began when rows had been mended so many times."""
+        bad = self.bad_rows(rows)
         since = [number for number in rows.tolist() if self._mended.get(number, 0) > mends] if self._mends > mends else []
-        return f"rows {since} mended by another thread" if since else ""
+        done = self._mend(bad)
+        restored = str(done) or (f"rows {since} mended by another thread" if since else "")
+        return recovery.Repair(restored, done.why_left())
 
     def require_intact(self, rows: ArrayLike | None = None) -> None:
         """Restore corrupted rows, of those given or of all, or raise SoftErrorDetected naming them."""
@@ -243,7 +215,8 @@ class Maintained:
             Restore what is corrupted; otherwise nothing is written.
         redundancy : bool, default False
             Also compare the locating sums of these rows, and the parity and the index mapping of as large a part of the
-            groups and indices, which takes several times as long.
+            groups and indices, which takes several times as long. A row that they contradict is restored if most witnesses
+            agree on it. Otherwise it is left and reported. Redundancy itself is never written.
 
         Returns
         -------
@@ -268,27 +241,86 @@ class Maintained:
             count = min(count, _validation.integer("rows", rows, 1, 2**62))
         _validation.boolean("repair", repair)
         _validation.boolean("redundancy", redundancy)
-        found, done, stale, lost = [], Repairs(), [], []
+        found, done, stale, lost = list[int](), Repairs(), list[str](), list[str]()
         for at in range(first, first + count, SCRUBBED):
             stop = min(at + SCRUBBED, first + count)
             bad = self._guard.read(_rows.bad_in_range, self._table, at, stop - at, _config.get_config().kernels)
-            if bad:
-                with self._guard.exclusive():
-                    bad = self._redundancy.bad(np.array(bad))  # as they are now
-                    found += bad
-                    done += self._mend(bad) if repair else Repairs(left=bad)
-            if redundancy:
-                with self._guard.exclusive():  # nobody reads these without the lock
-                    stale += self._redundancy.refresh(at, stop, repair=repair)
-                lost += [] if self._pruning is None else self._pruning.disagreeing(at, stop)
+            if not bad and not redundancy:
+                continue
+            with self._guard.exclusive():  # nobody reads redundancy without the lock
+                bad = self._redundancy.bad(np.array(bad, np.int64))  # as they are now
+                found += bad
+                done += self._mend(bad) if repair else Repairs(left=bad)
+                if redundancy:
+                    part, wrong = self._compared(at, stop, repair=repair)
+                    found += [*part.restored(), *part.left]
+                    done += part
+                    stale += wrong
+            if redundancy and self._pruning is not None:
+                lost += self._pruning.disagreeing(at, stop)
         stop = first + count
         recovery.count_checks("scrub", count)
-        healed, left = [str(done), *stale], [done.why_left(), *lost]
-        if not repair:
-            healed, left = [], left + stale
-        self._recorded("scrub", found, _joined("; ", healed), _joined(", ", left), "none")
+        self._recorded("scrub", found, str(done), _joined(", ", [done.why_left(), *stale, *lost]), "none")
         mended = (done.corrected, done.rebuilt, done.reloaded)
-        return ScrubReport(first, stop, stop % self.shape[0], found, *mended, done.left, stale + lost)
+        return ScrubReport(first, stop, stop % self.shape[0], found, *mended, done.left, stale + lost, done.evidence)
+
+    def _compared(self, start: int, stop: int, *, repair: bool) -> tuple[Repairs, list[str]]:
+        """Compare rows start .. stop with their redundancy.
+
+        Returns what became of rows that only redundancy contradicts, and which redundancy is wrong itself.
+        """
+        kept, settle = self._redundancy, self._mend if repair else self._looked
+        done = settle(kept.contradicted(start, stop))
+        groups, stale = kept.suspect_groups(start, stop, self._originals)
+        for rows in groups:
+            if len(rows) == 1:
+                done += settle(rows)
+            else:  # parity says that one of them is wrong, and not which
+                evidence = f"fits its digest, but the parity of its group says that one of rows {rows[:RECORDED]} is wrong"
+                done += Repairs(left=rows, evidence=dict.fromkeys(rows, evidence))
+        return done, kept.stale_sums(start, stop, done.left) + stale
+
+    def _looked(self, rows: list[int]) -> Repairs:
+        """Say which of some rows that fit their digests are wrong or undecided, without writing anything."""
+        originals, done = self._originals(rows).rows, Repairs()
+        for number in rows:
+            ruling = self._redundancy.judge(number, originals.get(number))
+            if ruling.made is None or ruling.how:
+                done.left.append(number)
+                done.evidence[number] = ruling.evidence
+        return done
+
+    def rebuild_redundancy(self, rows: ArrayLike) -> RebuildReport:
+        """Make the locating sums and the parity of rows anew, where they are wrong and the rows are certainly right.
+
+        A scrub reports redundancy that disagrees with its rows, and leaves it as it is, because the rows might be wrong.
+        Here it is replaced if the source, or two of digest, locating sums and parity, confirm the row. Parity is replaced
+        if they confirm every row of its group.
+
+        Parameters
+        ----------
+        rows : array_like of int
+            Row numbers. The parity of the groups that they belong to is looked at as well.
+
+        Returns
+        -------
+        RebuildReport
+            What was made anew, and what was refused, with the reason.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import sedq
+        >>> bag = sedq.EmbeddingBag.from_float(np.ones((20, 4), dtype=np.float32), locate=True, parity=10)
+        >>> bag._redundancy.locator.syndromes[3] ^= 1
+        >>> bag.scrub(redundancy=True).stale
+        ['locating sums of row 3']
+        >>> bag.rebuild_redundancy([3]).rebuilt
+        ['locating sums of row 3']
+        """
+        numbers = np.unique(self._row_numbers(rows)).tolist()
+        with self._guard.exclusive():
+            return self._redundancy.rebuild(numbers, self._originals)
 
     def update_rows(self, indices: ArrayLike, values: ArrayLike) -> None:
         """Give rows new values, while other threads read.

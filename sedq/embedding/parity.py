@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -78,23 +78,25 @@ class Parity:
         """Whether a parity row is what was written."""
         return zlib.crc32(self.rows[group]) == int(self.crc[group])
 
-    def rebuild(self, number: int, stored: Callable[[int], Array]) -> Array | None:
-        """Return row `number` made from the others of its group, which must be sound; None if their parity is not."""
+    def rebuild(self, number: int, stored: Callable[[int], Array]) -> Array:
+        """Return row `number` made from its parity row and the others of its group, which should all be sound."""
         group = self.group_of(number)
-        if not self.sound(group):
-            return None
-        row: Array = self.rows[group].copy()
-        for member in self.members(group):
-            if member != number:
-                row ^= stored(member)
+        return self._xor(self.rows[group], (member for member in self.members(group) if member != number), stored)
+
+    def _xor(self, row: Array, members: Iterable[int], stored: Callable[[int], Array]) -> Array:
+        row = row.copy()
+        for member in members:
+            row ^= stored(member)
         return row
 
     def renew(self, group: int, stored: Callable[[int], Array]) -> None:
         """Make a parity row from its members, which must be sound."""
-        row = np.zeros_like(self.rows[group])
-        for member in self.members(group):
-            row ^= stored(member)
-        self.rows[group], self.crc[group] = row, zlib.crc32(row)
+        row = self._demanded(group, stored)
+        self.rows[group], self.crc[group] = row, zlib.crc32(row.data)
+
+    def _demanded(self, group: int, stored: Callable[[int], Array]) -> Array:
+        """Return the xor of a group's rows as they are."""
+        return self._xor(np.zeros_like(self.rows[group]), self.members(group), stored)
 
     def disagreeing(self, table: Array, first: int, stop: int) -> list[int]:
         """Those of the groups first .. stop whose parity is not the xor of their rows, or not sound."""
@@ -107,10 +109,12 @@ class Parity:
 
     def agrees(self, group: int, stored: Callable[[int], Array]) -> bool:
         """Whether a parity row is sound, and the xor of its members."""
-        row = self.rows[group].copy()
-        for member in self.members(group):
-            row ^= stored(member)
-        return self.sound(group) and not row.any()
+        return self.sound(group) and np.array_equal(self._demanded(group, stored), self.rows[group])
+
+    def confirms(self, group: int, stored: Callable[[int], Array]) -> bool:
+        """Whether the xor of a group's rows is its parity row, or has that one's CRC-32: then the rows are right."""
+        row = self._demanded(group, stored)
+        return np.array_equal(row, self.rows[group]) or zlib.crc32(row.data) == int(self.crc[group])
 
     def forget(self, group: int) -> None:
         """Make a parity row unsound: nothing can be rebuilt from it until it is renewed."""

@@ -1,7 +1,7 @@
 """A call of a bag: compiled loops pool and verify, and what they find wrong is dealt with here.
 
-`_core._embedding.pool` -> nothing found: done. Else the bags in doubt are computed again by the reference path; if that
-still disagrees, their rows are restored (`Maintained`) and they are computed once more, as `recovery.handle` has it.
+`_core._embedding.pool` -> nothing found: done. Else `_Bags` restores bad rows and computes the call again, as
+`recovery.handle` asks it to.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Pooling(Maintained):
             corrupted = str(error)
         found = [(-1, recovery.INPUT, 0.0, 0.0)]
         if settings.on_error == "warn":
-            recovery.handle(operator, found, "warn", lambda: found, lambda: ("", corrupted))
+            recovery.warn(operator, found)
             return self._pruning.apply(indices, offsets, weights, compare=False)
         # what the right mapping is nobody knows: there is nothing to recover from
         events = recovery.conclude(operator, found, _dispatch.current_cpu(), "raise", "memory", corrupted)
@@ -140,56 +140,14 @@ class Pooling(Maintained):
         """Put rows of the overlay in place, and recover from what was found, while nobody else writes."""
         with self._guard.exclusive():
             found = self._overlaid(found, call, out, y_sums) if self._redundancy.overlay else found
-            if found:
-                self._recover(found, call, out, y_sums, settings, operator)
-
-    def _recover(
-        self,
-        found: list[recovery.Finding],
-        call: Call,
-        out: Array,
-        y_sums: Array | None,
-        settings: _config.Settings,
-        operator: str,
-    ) -> None:
-        """Deal with what `pool` found."""
-        explained = False  # whether rounding is all that was found
-
-        def recompute() -> list[recovery.Finding] | None:
-            nonlocal explained
-            explained = False
-            numbers = _bags_in_doubt(found, len(out))
-            remaining, again, sums = self._compute_again(numbers, call)
-            sums_alone = remaining is not None and all(kind == recovery.SUM for _, kind, _, _ in remaining)
-            if sums_alone and call.limit != requests.BOUND and not self._corrupted(rows_of(numbers)):
-                # rounding is the same on every path, so that a false alarm comes again: what counts is the bound, but for
-                # rows that are corrupted, of which the bound may see less than the threshold did
-                stats = np.empty((len(numbers), 3))
-                remaining, again, sums = self._compute_again(numbers, call._replace(limit=requests.BOUND), stats)
-                same = remaining is None and np.array_equal(again, out[numbers])
-                explained = same and _same_residuals(found, dict(zip(numbers.tolist(), stats, strict=True)))
-            if remaining is None:
-                _store(numbers, again, sums, out, y_sums)
-            return remaining
-
-        overflows = np.unique([bag for bag, kind, _, _ in found if kind == _embedding.FOUND_OVERFLOW])
-        if overflows.size:
-            self._compute_again(overflows, call)  # raises if they overflow without a fault too: an error of the input
-            found = [(b, recovery.SUM if k == _embedding.FOUND_OVERFLOW else k, r, at) for b, k, r, at in found]
-
-        def rows_of(numbers: Array) -> Array:
-            return np.unique(requests.select(numbers, call.indices, call.offsets, None)[0])
-
-        def heal() -> tuple[str, str]:
-            rows = rows_of(_bags_in_doubt(found, len(out)))
-            done = self._mend(self.bad_rows(rows))
-            return str(done) or self._mended_since(rows, call.mends), done.why_left()
-
-        recovery.handle(operator, found, settings.on_error, recompute, heal, rounding=lambda: explained)
-
-    def _corrupted(self, rows: Array) -> bool:
-        """Whether some of these rows are, and aren't overlaid."""
-        return not set(self.bad_rows(rows)) <= set(self._redundancy.overlay)
+            if not found:
+                return
+            overflows = np.unique([bag for bag, kind, _, _ in found if kind == _embedding.FOUND_OVERFLOW])
+            if overflows.size:
+                # raises if they overflow without a fault too: an error of the input
+                self.compute_again(_dispatch.get("reference"), overflows, call)
+                found = [(b, recovery.SUM if k == _embedding.FOUND_OVERFLOW else k, r, at) for b, k, r, at in found]
+            recovery.handle(_Bags(operator, self, call, out, y_sums), found, settings)
 
     def _overlaid(
         self, found: list[recovery.Finding] | None, call: Call, out: Array, y_sums: Array | None
@@ -201,7 +159,7 @@ class Pooling(Maintained):
             numbers = np.arange(len(out))
         if not numbers.size:
             return found or []
-        remaining, again, sums = self._compute_again(numbers, call)
+        remaining, again, sums = self.compute_again(_dispatch.get("reference"), numbers, call)
         _store(numbers, again, sums, out, y_sums)
         known = set(numbers.tolist())
         # of these bags what rows as they are stored explain is no news; a store that went astray may have hit others
@@ -210,21 +168,57 @@ class Pooling(Maintained):
             (int(numbers[bag]), kind, r, at) if bag >= 0 else (bag, kind, r, at) for bag, kind, r, at in remaining or ()
         ]
 
-    def _compute_again(
-        self, numbers: Array, call: Call, stats: Array | None = None
+    def compute_again(
+        self, kernels: _dispatch.Context, numbers: Array, call: Call, stats: Array | None = None
     ) -> tuple[list[recovery.Finding] | None, Array, Array]:
-        """Pool bags by the reference path, rows of the overlay in place: findings, outputs, their sums."""
+        """Pool some bags of a call again, rows of the overlay in place: findings, outputs, their sums."""
         index, starts, factors = requests.select(numbers, call.indices, call.offsets, call.weights)
         table, index = self._redundancy.readable(index)
-        again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.empty(len(numbers), np.uint32)
-        reference, counts = _dispatch.get("reference"), None if call.lengths is None else call.lengths[numbers]
+        again, sums = np.empty((len(numbers), self.shape[1]), np.float32), np.zeros(len(numbers), np.uint32)
+        counts = None if call.lengths is None else call.lengths[numbers]
         how = (call.level, call.limit.kind, call.limit.value, self.mode == "mean", 1)
         growth = call.limit.growth
-        remaining = _embedding.pool(reference, table, index, starts, factors, again, *how, sums, counts, stats, growth)
+        remaining = _embedding.pool(kernels, table, index, starts, factors, again, *how, sums, counts, stats, growth)
         if remaining and all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in remaining):
             bag = numbers[remaining[0][0]]
             raise ValueError(f"bag {bag}: its sums overflow float32, expected smaller weights or values")
         return remaining, again, sums
+
+
+class _Bags:
+    """Bags whose checks disagreed: the rows that they read are restored, and all are pooled again."""
+
+    def __init__(self, operator: str, bag: Pooling, call: Call, out: Array, y_sums: Array | None) -> None:
+        self.operator = operator
+        self._bag, self._call, self._out, self._y_sums = bag, call, out, y_sums
+        self._stats: Array | None = None  # residual, reference, magnitude of each bag, if only a threshold complained
+
+    def repair(self) -> recovery.Repair:
+        return self._bag.mend_in_call(np.unique(self._call.indices), self._call.mends)
+
+    def compute(self, kernels: _dispatch.Context) -> recovery.Attempt:
+        every = np.arange(len(self._out))
+        remaining, again, sums = self._bag.compute_again(kernels, every, self._call)
+        sums_alone = remaining is not None and all(kind == recovery.SUM for _, kind, _, _ in remaining)
+        if sums_alone and self._call.limit != requests.BOUND:
+            # rounding is the same on every path, so that a false alarm of a threshold comes again: compare with the bound
+            self._stats = np.empty((len(every), 3))
+            call = self._call._replace(limit=requests.BOUND)
+            remaining, again, sums = self._bag.compute_again(kernels, every, call, self._stats)
+        return recovery.Attempt((again, sums), remaining or [])
+
+    def is_rounding(self, finding: recovery.Finding, answer: recovery.Attempt) -> bool:
+        bag, kind, residual, _ = finding
+        if kind != recovery.SUM or self._stats is None:
+            return False
+        there, _, magnitude = self._stats[bag]
+        same = answer.outputs[0][bag].tobytes() == self._out[bag].tobytes()
+        return same and bool(abs(residual - there) <= SAME * magnitude)
+
+    def accept(self, answer: recovery.Attempt) -> None:
+        self._out[...], sums = answer.outputs
+        if self._y_sums is not None:
+            self._y_sums[...] = sums
 
 
 def level_of(settings: _config.Settings) -> int:
@@ -245,17 +239,3 @@ def _store(numbers: Array, again: Array, sums: Array, out: Array, y_sums: Array 
     out[numbers] = again
     if y_sums is not None:
         y_sums[numbers] = sums
-
-
-def _same_residuals(found: list[recovery.Finding], stats: dict[int, Array]) -> bool:
-    """Whether nothing but sums was found, and another path has the same residuals, with magnitudes beside them."""
-    return all(
-        kind == recovery.SUM and abs(residual - stats[bag][0]) <= SAME * stats[bag][2] for bag, kind, residual, _ in found
-    )
-
-
-def _bags_in_doubt(found: list[recovery.Finding], count: int) -> Array:
-    # an output that isn't where it was stored may have hit another bag's
-    if len(found) >= MAX_FINDINGS or any(row < 0 or kind == recovery.OUTPUT for row, kind, _, _ in found):
-        return np.arange(count)
-    return np.unique([row for row, _, _, _ in found])

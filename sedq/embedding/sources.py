@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from sedq.embedding import layouts
 
-__all__ = ["FloatSource", "FusedSource", "Source"]
+__all__ = ["FloatSource", "FusedSource", "Originals", "Source"]
 
 Array = NDArray[Any]
 # gives the original fused rows of the given numbers
 Source = Callable[[Array], Array]
+
+
+class Originals(NamedTuple):
+    """What a source gives of some rows.
+
+    Attributes
+    ----------
+    rows : dict of int to ndarray
+        Rows of ours, by number.
+    missing : str
+        Why the other rows are not there.
+    refused : str
+        What to say of a row that is there and is not taken.
+    """
+
+    rows: dict[int, Array]
+    missing: str
+    refused: str
 
 
 class FloatSource:

@@ -124,14 +124,15 @@ class Log:
         """Return what a line holds, if it is what was written."""
         try:
             row = json.loads(line)
-        except ValueError:
+            text = "" if not isinstance(row, dict) else _text({name: row[name] for name in row if name != "crc"})
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise InvalidRun(f"{self.ARGUMENT}: line {number} of {self._path} is damaged: it is no JSON object")
         if number == 1 and row.get("version") != self.VERSION:
             got = _short(row.get("version"))
             raise InvalidRun(f"{self.ARGUMENT}: {self._path} is a log of version {got}, expected {self.VERSION}")
-        if row.pop("crc", None) != _crc(_text(row)):
+        if row.pop("crc", None) != _crc(text):
             raise InvalidRun(
                 f"{self.ARGUMENT}: line {number} of {self._path} is damaged: its checksum doesn't fit what it says"
             )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq import recovery
+from sedq import _fork, recovery
 from sedq._core import _dispatch, _packing
 from sedq.exceptions import SoftErrorDetected
 from sedq.weights import encoding
@@ -20,20 +18,10 @@ __all__ = ["Healing", "Key", "WeightsReport", "crossings"]
 
 Array = NDArray[Any]
 # one heals at a time, in all packs: it is rare, and two would each take what the other wrote for something else
-_healing = threading.RLock()
+_healing = _fork.new_lock()
 REMEMBERED = 64  # heals
 # what an epilogue is kept by: activation parameters, or the zero point of an integer product
 Key = tuple[float, int, float | None, int | None, bool] | int
-
-
-def _after_fork() -> None:
-    """Forget who healed: in a forked child that thread does not exist."""
-    global _healing
-    _healing = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass

@@ -203,8 +203,8 @@ def pack_weights(
     limit = MAX_K_ASYMMETRIC if zp.any() else MAX_K
     if k > limit:
         raise ValueError(
-            f"W: got K = {k}, expected at most {limit} "
-            f"{'with a zero point other than 0' if zp.any() else ''}, beyond which int32 accumulators can wrap"
+            f"W: got K = {k}, expected at most {limit}{' with a zero point other than 0' if zp.any() else ''}, "
+            "beyond which int32 accumulators can wrap"
         )
     if not isinstance(encode, (tuple, list)) or any(not isinstance(e, str) or e not in ENCODINGS for e in encode):
         raise ValueError(f"encode: got {encode!r}, expected a tuple of {', '.join(map(repr, ENCODINGS))}")

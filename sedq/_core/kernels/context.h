@@ -42,7 +42,7 @@ static inline uint32_t sedq_scalar_digest(float low, float high, int32_t y_zp)
     return l + 3 * h + 5 * (uint32_t)y_zp;
 }
 
-/* Running sums of one tile's rows, 16 lanes each so that nothing is reduced in the
+/* What is known of one tile. Running sums of its rows, 16 lanes each so that nothing is reduced in the
  * loops: acc[r] of accumulators, out[r] of what was stored (bytes, or 32-bit words),
  * both modulo 2^32: one flipped bit of a word is counted once. A bit of a parameter, or of a lane that is stuck, may be
  * counted a power of two times. So parameters are summed in 64 bits, which no number of panels can fill. */
@@ -51,7 +51,9 @@ typedef struct {
     uint32_t (*out)[16];
     uint64_t params[8]; /* words of the column parameters as they were loaded */
     uint64_t scalars;   /* 16 times, for 16 lanes, and for each panel: the digest of low, high and y_zp as the arithmetic had them */
-    uint32_t twice;     /* check full: not 0 if the two computations of the epilogue differ */
+    const uint32_t *row_sums; /* the same that the epilogue is given, to be found by another pointer */
+    uint32_t row_sums_differ; /* not 0 if a row sum that weight zero points multiplied isn't the one found there */
+    uint32_t twice;           /* check full: not 0 if the two computations of the epilogue differ */
 } sedq_tile_sums;
 
 /* tile[r * SEDQ_NR + j] = sum_k a[r * lda + k] * b[k][j] for r < rows <= mr and j < width
@@ -80,7 +82,7 @@ typedef uint32_t (*sedq_sum_fn)(const void *p, int64_t rows, int64_t n, int64_t 
 
 /* An embedding table, in rows of ours or in someone else's layout. A row is `code_bytes` bytes of codes, of `bits` bits
  * each, the first in the low bits of a byte; two 32-bit words; and a 64-bit digest,
- *     sum of the bytes of the codes << 40 | (word 0 + word 1 + row number).
+ *     sum of the bytes of the codes << 40 | (word 0 + word 1 + row number + 1).
  *
  *   bits    word 0                              word 1
  *   8       float32 scale                       float32 bias
@@ -194,9 +196,12 @@ typedef struct sedq_context {
 } sedq_context;
 
 /* Each translation unit exports one function, which fills in its part. A second build, with a fault hook in
- * the kernels (fault_hook.h), exports the same names with a suffix. */
+ * the kernels (fault_hook.h), exports the same names with a suffix; so does a build of the portable kernels without
+ * vector instructions, by which recovery computes again. */
 #ifdef SEDQ_FAULT_HOOK
 #define SEDQ_INIT(unit) sedq_init_##unit##_hooked
+#elif defined SEDQ_SCALAR
+#define SEDQ_INIT(unit) sedq_init_##unit##_scalar
 #else
 #define SEDQ_INIT(unit) sedq_init_##unit
 #endif

@@ -79,16 +79,16 @@ static uint64_t sum_indices(const void *indices, int index_bytes, int64_t begin,
     return sum_lanes(sum) + rest;
 }
 
-/* Bytes, words and indices as read against digests. Without a fault both sides are one number, sum of bytes << 40 + the
+/* Bytes, words and row numbers + 1 as read against digests. Without a fault both sides are one number, sum of bytes << 40 + the
  * rest; it is compared in units of 2^32 and what is below, which can't wrap. Neither can sums of halves, so that those of
  * the low ones follow from those of all, which may. */
-static void compare_digests(const lane_sums *s, uint64_t indices, sedq_bag_sums *sums)
+static void compare_digests(const lane_sums *s, uint64_t rows, sedq_bag_sums *sums)
 {
     const __m256i low_halves = _mm256_sub_epi64(s->all, _mm256_slli_epi64(s->odd, 32));
     const __m128i even = _mm_add_epi64(_mm256_castsi256_si128(low_halves), _mm256_extracti128_si256(low_halves, 1));
     const __m128i odd = _mm_add_epi64(_mm256_castsi256_si128(s->odd), _mm256_extracti128_si256(s->odd, 1));
     const int64_t words = _mm_cvtsi128_si64(even) + _mm_cvtsi128_si64(odd);
-    const int64_t low = words + (int64_t)indices - _mm_extract_epi64(even, 1);
+    const int64_t low = words + (int64_t)rows - _mm_extract_epi64(even, 1);
     const int64_t high = (int64_t)(sum_lanes(s->bytes) << 8) - _mm_extract_epi64(odd, 1);
     const int same = (low & 0xffffffff) == 0 && high + (low >> 32) == 0;
     sums->codes = same ? 0 : (uint64_t)high;
@@ -125,9 +125,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
     }
     if (!check)
         return;
-    sums->rows = sum_indices(again, index_bytes, begin, end);
+    sums->rows = sum_indices(again, index_bytes, begin, end) + s.visited;
     compare_digests(&s, sums->rows, sums);
-    sums->rows += s.visited;
     sums->weights = sum_lanes(s.weights);
     sums->reference = sum_doubles(s.products) + (double)t->dim * sum_doubles(s.biases);
     sums->magnitude = sum_doubles(s.product_sizes) + (double)t->dim * sum_doubles(s.bias_sizes);
@@ -148,7 +147,8 @@ static void digests(const sedq_table *t, int64_t first, int64_t n, uint64_t *out
             sum = _mm256_add_epi64(sum, _mm256_sad_epu8(load_group(8, 1, codes + j, 8), zero));
         if (j < t->code_bytes)
             sum = _mm256_add_epi64(sum, _mm256_sad_epu8(load_group(8, 0, codes + j, t->code_bytes - j), zero));
-        out[i] = (sum_lanes(sum) << 40) + sedq_word(t, 0, first + i) + sedq_word(t, 1, first + i) + (uint64_t)(first + i);
+        out[i] = (sum_lanes(sum) << 40) + sedq_word(t, 0, first + i) + sedq_word(t, 1, first + i) +
+                 (uint64_t)(first + i) + 1;
     }
 }
 

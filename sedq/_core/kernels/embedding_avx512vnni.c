@@ -256,8 +256,8 @@ static void bag(const sedq_table *t, const void *indices, int index_bytes, const
         return;
     reduce_integers(s.codes, s.params, &sums->codes, &sums->params);
     reduce_integers(s.rows, s.weights, &sums->rows, &sums->weights);
-    sums->params += sums->rows; /* the digest has the row number */
     sums->rows += s.visited;
+    sums->params += sums->rows; /* the digest has the row number + 1 */
     reduce_doubles(s.reference, s.magnitude, &sums->reference, &sums->magnitude);
     sums->pooled = _mm512_reduce_add_pd(pooled);
     sums->out_bits = sum_words32(bits);

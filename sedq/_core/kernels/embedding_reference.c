@@ -36,7 +36,7 @@ static void check_row(const sedq_table *t, int64_t row, sedq_params p, int64_t i
     for (int64_t j = 0; j < t->code_bytes; j++)
         sums->codes += codes[j];
     sums->codes -= digest >> 40;
-    sums->params += (uint64_t)words[0] + words[1] + (uint64_t)index - (digest & 0xffffffffff);
+    sums->params += (uint64_t)words[0] + words[1] + (uint64_t)index + 1 - (digest & 0xffffffffff);
     sums->rows += (uint64_t)index + 1;
     check_sum(t, p, digest, words, w, sums);
 }

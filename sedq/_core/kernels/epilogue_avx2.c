@@ -183,6 +183,13 @@ INLINE __m256i finish_again(const int kind, const columns *p, const shared *s, i
     return _mm256_sub_epi32(bits, s->y_zp);
 }
 
+/* 8 accumulators. Hidden from the compiler, which else loads them once for their sum and again for the outputs: a pointer
+ * struck between the two loads would give outputs of accumulators that nobody summed. */
+INLINE __m256i load_once(const int32_t *acc)
+{
+    return opaque(_mm256_load_si256((const __m256i *)acc));
+}
+
 /* 8 outputs, as a fault in the arithmetic of requantisation left them */
 INLINE __m256i after_fault(__m256i y)
 {
@@ -242,6 +249,20 @@ INLINE void store_words(const int kind, __m256i y, __m256i mask, int n, char *ou
         memcpy(out + at, &bytes, (size_t)n);
 }
 
+/* A row sum that stays in one register until compare_row_sum has seen it. */
+INLINE uint32_t hold_row_sum(uint32_t row_sum)
+{
+    __asm__ volatile("" : "+r"(row_sum));
+    return row_sum;
+}
+
+/* Compare the row sum that outputs y were computed from with the one that another pointer leads to. */
+INLINE void compare_row_sum(uint32_t row_sum, __m256i y, sedq_tile_sums *sums, int r)
+{
+    __asm__ volatile("" : "+r"(row_sum) : "x"(y)); /* not before y is known */
+    sums->row_sums_differ |= row_sum ^ sums->row_sums[r];
+}
+
 INLINE void store_strip(const int kind, const int check, int rows, int j, int n, const int32_t *tile,
                         const uint32_t *row_sums, const sedq_epilogue *e, const shared *s, const shared *t, void *out,
                         int64_t ldo, sedq_tile_sums *sums, __m256i *digest)
@@ -250,8 +271,11 @@ INLINE void store_strip(const int kind, const int check, int rows, int j, int n,
     const columns p = load_columns(kind, &at, 0, digest);
     const __m256i mask = mask_of(n);
     for (int r = 0; r < rows; r++) {
-        const __m256i acc = _mm256_load_si256((const __m256i *)(tile + r * SEDQ_NR + j));
-        const __m256i y = _mm256_and_si256(after_fault(finish(kind, &p, s, at.w_zp != NULL, acc, row_sums[r])), mask);
+        const __m256i acc = load_once(tile + r * SEDQ_NR + j);
+        const uint32_t row_sum = hold_row_sum(row_sums[r]);
+        const __m256i y = _mm256_and_si256(after_fault(finish(kind, &p, s, at.w_zp != NULL, acc, row_sum)), mask);
+        if (check && at.w_zp)
+            compare_row_sum(row_sum, y, sums, r);
         if (check) {
             add_to(sums->acc[r], _mm256_and_si256(acc, mask));
             add_to(sums->out[r], y);
@@ -289,7 +313,7 @@ INLINE void finish_chunk(const int kind, const places *at, const shared *s, cons
 #pragma GCC unroll 4
     for (int v = 0; v < 4; v++) {
         const columns p = load_columns(kind, at, v * 8, &unused);
-        const __m256i in = _mm256_load_si256((const __m256i *)(acc + v * 8));
+        const __m256i in = load_once(acc + v * 8);
         y[v] = finish(kind, &p, s, at->w_zp != NULL, in, row_sum);
         *acc_sum = _mm256_add_epi32(*acc_sum, in);
     }
@@ -318,7 +342,10 @@ INLINE void store_chunk(const int kind, const int check, int rows, int j, const 
     __asm__ volatile("" : "+r"(at.term), "+r"(at.w_zp), "+r"(at.bias), "+r"(at.mult));
     for (int r = 0; r < rows; r++) {
         __m256i acc_sum = _mm256_setzero_si256(), y[4], again[4];
-        finish_chunk(kind, &at, s, tile + r * SEDQ_NR + j, row_sums[r], y, &acc_sum);
+        const uint32_t row_sum = hold_row_sum(row_sums[r]);
+        finish_chunk(kind, &at, s, tile + r * SEDQ_NR + j, row_sum, y, &acc_sum);
+        if (check && at.w_zp)
+            compare_row_sum(row_sum, y[3], sums, r);
         for (int v = 0; v < 4; v++)
             y[v] = after_fault(y[v]);
         if (check == SEDQ_CHECK_FULL) {
@@ -380,10 +407,13 @@ INLINE void store_column(const int kind, const int check, int rows, const int32_
                          sedq_tile_sums *sums)
 {
     _Alignas(32) int32_t acc[8] = {0}, y[8], summed[8];
-    for (int r = 0; r < rows; r++)
+    uint32_t held[8];
+    for (int r = 0; r < rows; r++) {
         acc[r] = tile[r * SEDQ_NR];
+        held[r] = hold_row_sum(row_sums[r]);
+    }
     const __m256i in = _mm256_load_si256((const __m256i *)acc);
-    const columns p = spread_column(kind, 0, e, rows, row_sums);
+    const columns p = spread_column(kind, 0, e, rows, held);
     const __m256i result = after_fault(finish(kind, &p, s, 0, in, 0));
     __m256i again = result;
     if (check == SEDQ_CHECK_FULL) {
@@ -399,6 +429,8 @@ INLINE void store_column(const int kind, const int check, int rows, const int32_
             sums->acc[r][0] += (uint32_t)acc[r];
             sums->out[r][0] += (uint32_t)summed[r];
         }
+        if (check && e->w_zp)
+            compare_row_sum(held[r], result, sums, r);
         if (kind == OUT_U8)
             ((uint8_t *)out)[r * ldo] = (uint8_t)y[r];
         else

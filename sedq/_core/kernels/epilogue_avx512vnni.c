@@ -165,6 +165,20 @@ INLINE void add_to(uint32_t *lanes, __m512i x)
     _mm512_storeu_si512(lanes, _mm512_add_epi32(_mm512_loadu_si512(lanes), x));
 }
 
+/* A row sum that stays in one register until compare_row_sum has seen it. */
+INLINE uint32_t hold_row_sum(uint32_t row_sum)
+{
+    __asm__ volatile("" : "+r"(row_sum));
+    return row_sum;
+}
+
+/* Compare the row sum that outputs of sum y were computed from with the one that another pointer leads to. */
+INLINE void compare_row_sum(uint32_t row_sum, __m512i y, sedq_tile_sums *sums, int r)
+{
+    SEDQ_AFTER(row_sum, y);
+    sums->row_sums_differ |= row_sum ^ sums->row_sums[r];
+}
+
 /* the halves change places, so that each column goes through another lane */
 INLINE __m512i swapped(__m512i x)
 {
@@ -234,11 +248,13 @@ INLINE void store_rows(const int kind, const int check, const int V, int rows, i
     }
     for (int r = 0; r < rows; r++) {
         __m512i acc_sum = _mm512_setzero_si512(), out_sum = _mm512_setzero_si512();
+        const uint32_t row_sum = hold_row_sum(row_sums[r]);
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
             const __mmask16 m = v + 1 < V ? 0xffff : last;
-            const __m512i acc = _mm512_load_si512(tile + r * SEDQ_NR + v * 16);
-            const __m512i y = _mm512_maskz_mov_epi32(m, after_fault(finish(kind, e, &p[v], &s, acc, row_sums[r])));
+            /* hidden, so that sum and outputs are of one load: else a pointer struck between two would go unseen */
+            const __m512i acc = opaque(_mm512_load_si512(tile + r * SEDQ_NR + v * 16));
+            const __m512i y = _mm512_maskz_mov_epi32(m, after_fault(finish(kind, e, &p[v], &s, acc, row_sum)));
             const int64_t at = r * ldo + v * 16;
             if (check) {
                 acc_sum = _mm512_mask_add_epi32(acc_sum, m, acc_sum, acc);
@@ -259,6 +275,8 @@ INLINE void store_rows(const int kind, const int check, const int V, int rows, i
             add_to(sums->acc[r], acc_sum);
             add_to(sums->out[r], out_sum);
         }
+        if (check && e->w_zp)
+            compare_row_sum(row_sum, out_sum, sums, r);
     }
     if (check) {
         __m512i digest = _mm512_loadu_si512(sums->params);

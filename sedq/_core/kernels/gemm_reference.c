@@ -144,11 +144,13 @@ static void store(int kind, int rows, int cols, const int32_t *acc, const uint32
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < cols; j++) {
             const int32_t *v = acc + r * SEDQ_NR + j;
-            const uint32_t y = store_one(kind, e, j, *v, row_sums[r], out, r * ldo + j);
+            const uint32_t row_sum = row_sums[r], y = store_one(kind, e, j, *v, row_sum, out, r * ldo + j);
             if (check == SEDQ_CHECK_OFF)
                 continue;
             sums->acc[r][j % 16] += (uint32_t)*v;
             sums->out[r][j % 16] += y;
+            if (e->w_zp)
+                sums->row_sums_differ |= row_sum ^ sums->row_sums[r];
             if (check == SEDQ_CHECK_FULL)
                 sums->twice |= y ^ recomputed(kind, anew, j, v, row_sums[r]);
         }

@@ -15,6 +15,8 @@ int sedq_isa_emulated(int i);
 void sedq_isa_context_hooked(int i, sedq_context *c);
 #else
 void sedq_isa_context(int i, sedq_context *c);
+/* The portable kernels, compiled without vector instructions: another code path than every context above. */
+void sedq_scalar_context(sedq_context *c);
 #endif
 
 #endif

@@ -84,14 +84,14 @@ static inline sedq_params sedq_row_params(const sedq_table *t, int64_t row)
     return (sedq_params){sedq_float(word), sedq_float(sedq_word(t, 1, row))};
 }
 
-/* Digest of a row from what is stored but the digest. */
+/* Digest of a row from what is stored but the digest. It is never 0, so that a row whose memory was zeroed is seen. */
 static inline uint64_t sedq_row_digest(const sedq_table *t, int64_t row)
 {
     const uint8_t *codes = sedq_codes(t, row);
     uint64_t bytes = 0;
     for (int64_t j = 0; j < t->code_bytes; j++)
         bytes += codes[j];
-    return (bytes << 40) + sedq_word(t, 0, row) + sedq_word(t, 1, row) + (uint64_t)row;
+    return (bytes << 40) + sedq_word(t, 0, row) + sedq_word(t, 1, row) + (uint64_t)row + 1;
 }
 
 /* Whether a float32 may be taken for zero, or become it, where denormals are: smaller than 2^-126, but not 0. Said without

@@ -3,7 +3,7 @@
  *   codes   vpsadbw sums 32 bytes to four 64-bit lanes; the lanes of four rows are added crosswise to one vector of four sums
  *   tails   words and digests of four rows of ours, 16 bytes each, are transposed likewise; of another layout they are
  *           gathered one by one
- *   compare (sum << 40) + word 0 + word 1 + row number with the digest, four rows in one comparison
+ *   compare (sum << 40) + word 0 + word 1 + row number + 1 with the digest, four rows in one comparison
  */
 #include "rows.h"
 
@@ -55,7 +55,7 @@ INLINE __m256i four_sums(const uint8_t *p, int64_t stride, int64_t n)
 /* Bit i is set if row first + i of four fits its digest; `words` are word 0 + word 1. */
 INLINE int fitting(__m256i bytes, __m256i words, __m256i stored, int64_t first)
 {
-    const __m256i rows = _mm256_add_epi64(_mm256_set1_epi64x(first), _mm256_setr_epi64x(0, 1, 2, 3));
+    const __m256i rows = _mm256_add_epi64(_mm256_set1_epi64x(first), _mm256_setr_epi64x(1, 2, 3, 4));
     const __m256i digests = _mm256_add_epi64(_mm256_add_epi64(_mm256_slli_epi64(bytes, 40), words), rows);
     return _mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(digests, stored)));
 }

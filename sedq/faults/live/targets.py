@@ -91,7 +91,8 @@ def _qlinear(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Ta
     x = rng.integers(256, size=(m, k)).astype(np.uint8)
     weights = rng.integers(-128, 128, size=(n, k)).astype(np.int8)
     scale = rng.uniform(0.5, 2, n).astype(np.float32)
-    packed = pack_weights(weights, scale, 0, rng.normal(0, 2000, n).astype(np.float32))
+    zero_point = rng.integers(-20, 21, size=n)  # so that the epilogue needs the sums of rows of x
+    packed = pack_weights(weights, scale, zero_point, rng.normal(0, 2000, n).astype(np.float32))
     key: tuple[float, int, float, int] = (0.02, 117, 0.02 * 74 * 128 * k**0.5 / 48, 128)  # outputs over all of 0 to 255
     out = np.empty((m, n), np.uint8)
 
@@ -110,7 +111,7 @@ def _qlinear(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Ta
     call()
     (epilogue,) = packed._epilogues.values()
     operands = {"x": x, "panels": packed._core.panels, "digits": packed._core.digits}
-    operands |= {name: getattr(epilogue, name) for name in ("col_term", "bias", "mult", "digest")}
+    operands |= {name: getattr(epilogue, name) for name in ("col_term", "w_zp", "bias", "mult", "digest")}
     return Target(call, out, out, operands, np.zeros(m))
 
 
