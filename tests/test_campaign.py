@@ -103,7 +103,7 @@ def test_the_harder_faults_are_missed_and_not_promised() -> None:
 def test_requantisation_is_seen_by_full_alone() -> None:
     options: dict[str, Any] = {"sites": ["requantised"], "models": [faults.BitFlip()], "persistence": [False]}
     exact, full = (layer(check=check, **options).run(100) for check in ("exact", "full"))
-    assert exact.outcomes["sdc"] > 60
+    assert exact.outcomes["sdc"] > 50  # some lanes have no column
     assert exact.outcomes["detected_consequential"] == 0
     assert exact.goal["trials"] == 0
     assert full.outcomes["sdc"] == 0

@@ -57,6 +57,7 @@ cdef void check_inputs(const Job *job, int64_t i) noexcept nogil:
     cdef uint32_t got, expected = 0
     if job.x_sums == NULL:
         return
+    # Modulo 2^32: each word and each of the writers' sums is counted once, so that no change of one is a multiple of 2^32.
     for f in range(job.features):
         expected += job.x_sums[i * job.features + f]
     got = job.c.sum_words(job.x + i * n, 1, n, n)

@@ -112,6 +112,7 @@ cdef void verify_request(const Job *job, int64_t b0, int64_t b1, uint64_t rows, 
     A wrong begin, end or pointer to indices or weights pools other rows, and the kernel's own sums agree with them.
     """
     cdef int64_t i, begin = job.offsets[b0], end = job.offsets[b1]
+    # modulo 2^64, of which no change of one index or weight, counted once, is a multiple
     cdef uint64_t want = end - begin, want_weights = 0
     if job.index_bytes == 4:
         for i in range(begin, end):
@@ -213,6 +214,7 @@ cdef int64_t run_chunk(const Job *job, int64_t chunk, int64_t b0, int64_t b1) no
     if not job.check:
         return verified
     verify_request(job, first, b1, rows, weights)
+    # modulo 2^32, but each word is counted once: no change of one is a multiple of it
     for b in range(b0, b1):
         total += bits[b - b0]
         if job.y_sums != NULL:

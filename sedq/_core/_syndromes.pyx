@@ -68,7 +68,10 @@ def row_syndromes(const uint8_t[:, :] rows, Py_ssize_t length, uint32_t[:, ::1] 
 
 
 def index_sums(values):
-    """Sum of a contiguous int32 or int64 array, and its sum weighted with position + 1, both modulo 2^64."""
+    """Sum of a contiguous int32 or int64 array, and its sum weighted with position + 1, both modulo 2^64.
+
+    The plain sum counts each index once, so that it sees any change of one; the weighted one says where it is.
+    """
     cdef const int32_t[::1] narrow
     cdef const int64_t[::1] wide
     cdef uint64_t plain = 0, weighted = 0
