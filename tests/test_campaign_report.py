@@ -242,10 +242,13 @@ def test_the_threshold_in_force_is_drawn() -> None:
         found = _residuals.residuals(dataclasses.replace(spec, threshold=threshold), 200)
         assert found is not None
         assert found.limits.shape == (128,)
-        for over, batch in zip(found.sound_over, batches, strict=True):
+        # a calibration's threshold is the residual of one of these calls: the last bit of a sum decides there
+        ties = np.isclose(found.sound[:, None], found.limits.reshape(64, 2), rtol=1e-9, atol=0).any(axis=1)
+        assert ties.sum() < 2
+        for over, batch, tie in zip(found.sound_over, batches, ties, strict=True):
             with sedq.monitor() as watch, contextlib.suppress(sedq.SoftErrorDetected):
                 bag(*batch, include_last_offset=True, check="threshold", threshold=threshold)
-            assert over == (watch.detections > 0)
+            assert tie or over == (watch.detections > 0)
         figure = Figure()
         _pictures.roc(figure, found)
         left, right = figure.axes
