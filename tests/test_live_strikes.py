@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from helpers.tracing import go_on_to, kernel, needs_ptrace, session, stop_at
+from helpers.tracing import go_on_to, kernel, needs_ptrace, session, step, stop_at
 from sedq._core import _gemm, _ptrace
 from sedq.faults import live
 from sedq.faults.live import _protocol, _symbols, _targets
@@ -327,6 +327,9 @@ def test_damage_that_shows_in_the_next_call_is_latent_and_the_worker_replaced(
 ) -> None:
     s = session_of("qlinear", "exact")
     image, pc = stop_at(s, kernel(s, "sum_u8"))
+    for _ in range(2):  # first it reads the first row of the output back, then sums that of x
+        step(s)
+        go_on_to(s, kernel(s, "sum_u8"))
     x, _ = s._places["x"]
     s.write(x, bytes([s.read(x, 1)[0] ^ 128]))
     trial = s.struck(Strike(0, NOTHING, 0, 0, ()), 1, image, pc)
