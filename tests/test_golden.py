@@ -274,13 +274,13 @@ def checks(draws: Draws) -> Results:
         zero = draws.choice((0, draws.integers(-128, 128, n)))
         packed = sedq.pack_weights(draws.bytes((n, k)).view(np.int8), zero_point=zero)
         x, x_zero_point = draws.bytes((m, k)), draws.integer(0, 256)
-        yield sedq.checksums.row_checksums(x, packed, x_zero_point)
-        yield sedq.checksums.column_checksums(x, packed, x_zero_point)
+        yield sedq.linear.checksums.row_checksums(x, packed, x_zero_point)
+        yield sedq.linear.checksums.column_checksums(x, packed, x_zero_point)
         product = sedq.matmul_integer(x, packed, x_zero_point)
         for _ in range(number % 5):  # none to four flipped bits
             product[draws.integer(0, m), draws.integer(0, n)] ^= np.int32(1 << draws.integer(0, 31))
-        for report in (sedq.checksums.locate(product, x, packed, x_zero_point),
-                       sedq.checksums.correct(product, x, packed, x_zero_point)):  # fmt: skip
+        for report in (sedq.linear.checksums.locate(product, x, packed, x_zero_point),
+                       sedq.linear.checksums.correct(product, x, packed, x_zero_point)):  # fmt: skip
             yield from (report.rows, report.columns, report.elements, report.determined, report.corrected)
         yield product
 

@@ -65,7 +65,7 @@ def built(site: Path) -> dict[Path, Page]:
 def test_every_page_is_built(built: dict[Path, Page], site: Path) -> None:
     names = {path.relative_to(site).with_suffix("").as_posix() for path in built}
     assert {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES} <= names
-    assert {"reference/generated/sedq.checksums.locate", "source/sedq/_core/_gemm.pyx"} <= names
+    assert {"reference/generated/sedq.linear.checksums.locate", "source/sedq/_core/_gemm.pyx"} <= names
 
 
 def test_every_link_of_the_site_leads_somewhere(built: dict[Path, Page], site: Path) -> None:

@@ -17,6 +17,7 @@ from sedq.commands import _calibrate as calibrate
 from sedq.commands import _campaign as campaign
 from sedq.commands import _demo as demo
 from sedq.files._replacing import check_target, replacing
+from sedq.files._scrub import SUFFIX
 
 __all__ = ["main"]
 
@@ -84,7 +85,7 @@ def _scrub(options: argparse.Namespace) -> int:
             "--rebuild: got rows with --protect, which makes the redundancy of all rows; expected one of the two"
         )
     if options.protect:
-        check_target("--protect", Path(f"{options.file}{files.SUFFIX}"))
+        check_target("--protect", Path(f"{options.file}{SUFFIX}"))
     with _progress(options.quiet) as progress:
         if options.protect:
             made = files.protect_file(options.file, **kept, progress=progress)

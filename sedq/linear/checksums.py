@@ -81,7 +81,7 @@ def row_checksums(x: ArrayLike, packed: PackedWeights, x_zero_point: int = 0) ->
     >>> import numpy as np
     >>> import sedq
     >>> packed = sedq.pack_weights(np.array([[1, 2], [3, -4]], dtype=np.int8))
-    >>> sedq.checksums.row_checksums(np.array([[10, 20]], dtype=np.uint8), packed)
+    >>> sedq.linear.checksums.row_checksums(np.array([[10, 20]], dtype=np.uint8), packed)
     array([0])
     """
     a, w = _operands(x, packed, x_zero_point)
@@ -109,7 +109,7 @@ def column_checksums(x: ArrayLike, packed: PackedWeights, x_zero_point: int = 0)
     >>> import numpy as np
     >>> import sedq
     >>> packed = sedq.pack_weights(np.array([[1, 2], [3, -4]], dtype=np.int8))
-    >>> sedq.checksums.column_checksums(np.array([[10, 20]], dtype=np.uint8), packed)
+    >>> sedq.linear.checksums.column_checksums(np.array([[10, 20]], dtype=np.uint8), packed)
     array([ 50, -50])
     """
     a, w = _operands(x, packed, x_zero_point)
@@ -154,7 +154,7 @@ def locate(C: ArrayLike, x: ArrayLike, packed: PackedWeights, x_zero_point: int 
     >>> x = np.ones((2, 4), dtype=np.uint8)
     >>> C = sedq.matmul_integer(x, packed)
     >>> C[1, 2] ^= 64
-    >>> sedq.checksums.locate(C, x, packed).elements
+    >>> sedq.linear.checksums.locate(C, x, packed).elements
     [(1, 2, 64)]
     """
     a, w = _operands(x, packed, x_zero_point)
@@ -213,7 +213,7 @@ def correct(C: Array, x: ArrayLike, packed: PackedWeights, x_zero_point: int = 0
     >>> x = np.ones((2, 4), dtype=np.uint8)
     >>> C = sedq.matmul_integer(x, packed)
     >>> C[1, 2] ^= 64
-    >>> sedq.checksums.correct(C, x, packed).corrected, C[1].tolist()
+    >>> sedq.linear.checksums.correct(C, x, packed).corrected, C[1].tolist()
     (True, [4, 4, 4])
     """
     if not isinstance(C, np.ndarray) or not C.flags.c_contiguous or not C.flags.writeable:
