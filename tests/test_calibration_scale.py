@@ -67,7 +67,7 @@ def test_the_limit_grows_as_computed_here(kernels: _dispatch.Context, bag: sedq.
         beyond = np.flatnonzero(abs(stats[:, 0]) > limits)
         assert [b for b, *_ in found or ()] == beyond[:64].tolist()
         for b, kind, residual, limit in found or ():
-            assert kind == sedq.detection.SUM
+            assert kind == sedq.detection.Kind.SUM
             assert residual == stats[b, 0]
             assert limit == pytest.approx(limits[b], rel=1e-12)
         assert (len(beyond) == 0) == (value == 1e9)  # the rounding bound stays in force above it

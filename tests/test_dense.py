@@ -129,7 +129,7 @@ def test_corrupted_input_is_reported(bit: int, threads: int, kernels: _dispatch.
         struck.view(np.uint32)[request, feature, column] ^= np.uint32(1 << bit)
         found = interact(kernels, struck, params, threads=threads, x_sums=sums)[2]
         assert found is not None
-        assert {(row, kind) for row, kind, _, _ in found} == {(request, detection.INPUT)}
+        assert {(row, kind) for row, kind, _, _ in found} == {(request, detection.Kind.INPUT)}
         assert sum(residual for _, _, residual, _ in found) in (2.0**bit, -(2.0**bit))
         assert interact(kernels, struck, params, threads=threads)[2] is None  # without the sums nobody sees it
         silent, _, found = interact(kernels, struck, params, check=False, threads=threads, x_sums=sums)
@@ -145,7 +145,7 @@ def test_wrong_sums_are_reported_in_every_request(kernels: _dispatch.Context, rn
     out, _, found = interact(kernels, x, QParams(0.1, 3), x_sums=sums)
     assert found is not None
     assert [row for row, _, _, _ in found] == list(range(64))  # the list is bounded
-    assert {kind for _, kind, _, _ in found} == {detection.INPUT}
+    assert {kind for _, kind, _, _ in found} == {detection.Kind.INPUT}
     np.testing.assert_array_equal(out, oracles.interact_quantize(x, QParams(0.1, 3)))
 
 
@@ -176,7 +176,7 @@ def test_corruption_is_reported_rather_than_its_nan(kernels: _dispatch.Context) 
     x[2, 1, 3] = np.nan
     found = interact(kernels, x, QParams(1.0, 0), x_sums=sums)[2]
     assert found is not None
-    assert {(row, kind) for row, kind, _, _ in found} == {(2, detection.INPUT)}
+    assert {(row, kind) for row, kind, _, _ in found} == {(2, detection.Kind.INPUT)}
 
 
 def test_no_requests(kernels: _dispatch.Context) -> None:

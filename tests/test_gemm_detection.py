@@ -272,7 +272,7 @@ def test_sums_that_are_out_of_date(kernels: _dispatch.Context, rng: np.random.Ge
             chained(x, packed, sums, check="off")
             with pytest.raises(detection.UpstreamCorrupted) as caught:
                 chained(x, packed, sums, check=check)
-            assert [(row, kind) for row, kind, _, _ in caught.value.findings] == [(97, detection.INPUT)]
+            assert [(row, kind) for row, kind, _, _ in caught.value.findings] == [(97, detection.Kind.INPUT)]
 
 
 @checked
@@ -295,5 +295,5 @@ def test_output_overwritten_after_it_was_stored(
             assert found is None
             continue
         ((row, kind, residual, _),) = found
-        assert (row, kind) == (1, detection.OUTPUT)
+        assert (row, kind) == (1, detection.Kind.OUTPUT)
         assert (int(residual) - (int(sums[0]) - before)) % 2**32 == 0

@@ -7,7 +7,7 @@ import pytest
 
 import sedq
 from helpers.products import LEVELS, QPARAMS, bits_of, checked, flipped, operands, watched
-from sedq import detection, faults
+from sedq import faults
 from sedq._core import _dispatch, _gemm, _packing
 from sedq.linear import _encoding
 
@@ -18,7 +18,7 @@ def linear_call(
     """Output and kinds of findings of the compiled loop."""
     y = np.empty((len(x), packed.shape[0]), epilogue.dtype)
     found = _gemm.linear(kernels, packed._core, epilogue, x, y, level, 1)
-    return y, {detection.KINDS[kind] for _, kind, _, _ in found or ()}
+    return y, {finding.kind.label for finding in found or ()}
 
 
 @checked

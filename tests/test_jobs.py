@@ -31,7 +31,7 @@ def table() -> object:
     return sedq.EmbeddingBag.from_float(np.arange(24, dtype=np.float32).reshape(6, 4))._table
 
 
-COUNT = [(-1, detection.COUNT, 0.0, 0.0)]
+COUNT = [(-1, detection.Kind.COUNT, 0.0, 0.0)]
 
 
 @pytest.mark.parametrize(("mean", "found"), [(Changing(1, 1), None), (Changing(1, 0), COUNT), (Changing(0, 1), COUNT)])

@@ -101,7 +101,7 @@ def test_a_residual_that_no_other_path_has_is_a_fault(
         nonlocal calls
         calls += 1
         found = honest(*arguments)
-        return [(0, detection.SUM, 1000.0, 0.0)] if calls == 1 else found
+        return [(0, detection.Kind.SUM, 1000.0, 0.0)] if calls == 1 else found
 
     monkeypatch.setattr(_embedding, "pool", struck)
     with sedq.monitor() as m:
@@ -113,7 +113,7 @@ def test_what_the_bound_refuses_is_persistent(bag: sedq.EmbeddingBag, monkeypatc
     class Struck(type(bag)):  # type: ignore[misc]
         def compute_again(self, kernels: Any, numbers: Any, call: Any, stats: Any = None) -> Any:
             _, again, sums = super().compute_again(kernels, numbers, call, stats)
-            return [(0, detection.SUM, 1.0, 0.5)], again, sums
+            return [(0, detection.Kind.SUM, 1.0, 0.5)], again, sums
 
     monkeypatch.setattr(bag, "__class__", Struck)
     for threshold in ("bound", "paper"):

@@ -16,7 +16,7 @@ import sedq
 from helpers import oracles
 from sedq import faults
 from sedq._core import _packing
-from sedq.linear._products import crossings
+from sedq.linear._healing import crossings
 
 N, K = 18, 5
 

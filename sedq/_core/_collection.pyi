@@ -4,6 +4,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sedq._core._dispatch import Context
+from sedq._core._findings import Findings
 from sedq._core._rows import Table
 
 def pool_many(
@@ -18,4 +19,4 @@ def pool_many(
     means: list[bool],
     num_threads: int,
     stats: NDArray[Any] | None = None,
-) -> dict[int, list[tuple[int, int, float, float]]] | None: ...
+) -> dict[int, Findings] | None: ...

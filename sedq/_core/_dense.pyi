@@ -3,6 +3,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sedq._core._dispatch import Context
+from sedq._core._findings import Findings
 
 def interact_quantize(
     context: Context,
@@ -14,7 +15,7 @@ def interact_quantize(
     num_threads: int,
     x_sums: NDArray[Any] | None = None,
     y_sums: NDArray[Any] | None = None,
-) -> list[tuple[int, int, float, float]] | None: ...
+) -> Findings | None: ...
 def quantize_rows(
     context: Context,
     x: NDArray[Any],
@@ -24,4 +25,4 @@ def quantize_rows(
     check: bool,
     num_threads: int,
     y_sums: NDArray[Any] | None = None,
-) -> list[tuple[int, int, float, float]] | None: ...
+) -> Findings | None: ...

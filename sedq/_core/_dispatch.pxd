@@ -91,6 +91,7 @@ cdef extern from "findings.h" nogil:
     const int SEDQ_BAD_DIGEST
     const int SEDQ_BAD_SUM
     const int SEDQ_BAD_REPEAT
+    const int SEDQ_BAD_OVERFLOW
 
     ctypedef struct sedq_finding:
         int64_t row

@@ -34,6 +34,22 @@ cdef int MOST_THREADS = 1024
 cdef bint forked = False
 
 
+# What a call may find at most, and the numbers of the kinds of findings.
+MAX_FINDINGS = SEDQ_MAX_FINDINGS
+KINDS = {
+    "accumulator": SEDQ_BAD_ACCUMULATOR,
+    "input": SEDQ_BAD_INPUT,
+    "output": SEDQ_BAD_OUTPUT,
+    "parameters": SEDQ_BAD_PARAMETERS,
+    "epilogue": SEDQ_BAD_EPILOGUE,
+    "count": SEDQ_BAD_COUNT,
+    "digest": SEDQ_BAD_DIGEST,
+    "sum": SEDQ_BAD_SUM,
+    "repeat": SEDQ_BAD_REPEAT,
+    "overflow": SEDQ_BAD_OVERFLOW,
+}
+
+
 cdef class Context:
     """The kernels of one instruction set."""
 
@@ -140,10 +156,13 @@ cpdef int threads_for(int requested, int64_t work):
 
 
 cdef list findings_list(const sedq_findings *f):
-    """What was found, as (row, kind, residual, limit)."""
+    """What was found, as `_findings.Findings`."""
+    from sedq._core._findings import Finding, Findings, Kind
+
     cdef int64_t i
-    return [(f.entry[i].row, f.entry[i].kind, f.entry[i].residual, f.entry[i].limit)
-            for i in range(min(f.count, SEDQ_MAX_FINDINGS))]
+    found = [Finding(f.entry[i].row, Kind(f.entry[i].kind), f.entry[i].residual, f.entry[i].limit)
+             for i in range(min(f.count, SEDQ_MAX_FINDINGS))]
+    return Findings(found, cut_off=f.count > SEDQ_MAX_FINDINGS)
 
 
 def _after_fork():

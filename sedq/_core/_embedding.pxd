@@ -11,7 +11,6 @@ cdef enum:
     BOUND = 0
     REFERENCE = 1
     GROWTH = 3
-    OVERFLOW = 100
 
 
 cdef struct Job:

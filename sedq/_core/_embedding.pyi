@@ -3,6 +3,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sedq._core._dispatch import Context
+from sedq._core._findings import Findings
 from sedq._core._rows import MAX_CODE_BYTES as MAX_CODE_BYTES
 from sedq._core._rows import Table
 from sedq._core._rows import bad_in_range as bad_in_range
@@ -39,4 +40,4 @@ def pool(
     lengths: NDArray[Any] | None = None,
     stats: NDArray[Any] | None = None,
     growth: tuple[float, ...] = (0, 0, 0, 0, 0),
-) -> list[tuple[int, int, float, float]] | None: ...
+) -> Findings | None: ...

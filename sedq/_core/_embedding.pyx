@@ -24,7 +24,8 @@ from libc.string cimport memcmp
 import numpy as np
 
 from sedq._core._dispatch cimport (
-    SEDQ_BAD_COUNT, SEDQ_BAD_DIGEST, SEDQ_BAD_OUTPUT, SEDQ_BAD_REPEAT, SEDQ_BAD_SUM, Context, findings_list,
+    SEDQ_BAD_COUNT, SEDQ_BAD_DIGEST, SEDQ_BAD_OUTPUT, SEDQ_BAD_OVERFLOW, SEDQ_BAD_REPEAT, SEDQ_BAD_SUM, Context,
+    findings_list,
     sedq_bag_sums, sedq_findings, sedq_report, threads_for)
 from sedq._core._limits cimport limit_of, may_overflow
 from sedq._core._parts cimport add_parts, add_parts_again
@@ -61,8 +62,6 @@ LIMIT_GROWTH = 3     # value * magnitude * 2^-24 sqrt(g(n)) for a bag of n rows,
 # Coefficients of g(n) = g0 n^2 + g1 n + g2 + g3 / n + g4 / n^2.
 GROWTH_TERMS = 5
 
-# Not a detection: sums this large may overflow float32 in a run without a fault.
-FOUND_OVERFLOW = 100
 
 
 cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
@@ -75,7 +74,7 @@ cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *
     if isfinite(residual) and isfinite(magnitude) or not may_overflow(job, b):
         sedq_report(job.found, b, SEDQ_BAD_SUM, residual, limit)
     else:
-        sedq_report(job.found, b, OVERFLOW, residual, limit)
+        sedq_report(job.found, b, SEDQ_BAD_OVERFLOW, residual, limit)
 
 
 cdef void verify_bag(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:

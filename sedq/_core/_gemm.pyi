@@ -3,6 +3,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sedq._core._dispatch import Context
+from sedq._core._findings import Findings
 from sedq._core._packing import Epilogue, PackedB
 
 CHECK_OFF: int
@@ -20,4 +21,4 @@ def linear(
     num_threads: int,
     x_sums: NDArray[Any] | None = None,
     y_sums: NDArray[Any] | None = None,
-) -> list[tuple[int, int, float, float]] | None: ...
+) -> Findings | None: ...

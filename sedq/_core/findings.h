@@ -17,7 +17,8 @@ enum {
     SEDQ_BAD_COUNT = 6,       /* rows or bags verified against those asked for */
     SEDQ_BAD_DIGEST = 7,      /* rows of a table as read against their digests */
     SEDQ_BAD_SUM = 8,         /* pooled sum against the precomputed one */
-    SEDQ_BAD_REPEAT = 9       /* two accumulations of a bag, or two computations of a dense operator */
+    SEDQ_BAD_REPEAT = 9,      /* two accumulations of a bag, or two computations of a dense operator */
+    SEDQ_BAD_OVERFLOW = 100   /* no detection by itself: the sums of a bag may overflow float32 without a fault */
 };
 
 typedef struct {

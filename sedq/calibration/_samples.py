@@ -169,7 +169,7 @@ def _run(bag: EmbeddingBag, calls: list[Call]) -> TableSamples:
             stats=stats,
         )
         if found:
-            known = [finding for finding in found if finding[1] in detection.KINDS] or [(-1, detection.SUM, 0.0, 0.0)]
+            known = [f for f in found if f.kind != detection.Kind.OVERFLOW] or [detection.Finding(-1, detection.Kind.SUM)]
             events = detection.conclude("calibrate_thresholds", known, _dispatch.current_cpu(), "raise", "unresolved")
             message = f"{bag!r}: bag {found[0][0]} of the samples is corrupted, nothing was calibrated"
             raise SoftErrorDetected(message, events)

@@ -4,21 +4,11 @@
 records events.
 """
 
+from sedq._core._findings import Finding, Findings, Kind
 from sedq.detection._monitor import Event, Monitor, count_checks, count_repairs, monitor, record, summary
 from sedq.detection._recovery import (
-    ACCUMULATOR,
-    COUNT,
-    DIGEST,
-    EPILOGUE,
-    INPUT,
-    KINDS,
-    OUTPUT,
-    PARAMETERS,
-    REPEAT,
-    SUM,
     Agreement,
     Attempt,
-    Finding,
     Recoverable,
     Repair,
     UpstreamCorrupted,
@@ -31,20 +21,12 @@ from sedq.detection._recovery import (
 )
 
 __all__ = [
-    "ACCUMULATOR",
-    "COUNT",
-    "DIGEST",
-    "EPILOGUE",
-    "INPUT",
-    "KINDS",
-    "OUTPUT",
-    "PARAMETERS",
-    "REPEAT",
-    "SUM",
     "Agreement",
     "Attempt",
     "Event",
     "Finding",
+    "Findings",
+    "Kind",
     "Monitor",
     "Recoverable",
     "Repair",

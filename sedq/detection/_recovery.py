@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from sedq import _config
 from sedq._core import _dispatch
+from sedq._core._findings import Finding, Kind
 from sedq.detection._monitor import Event, Monitor, count_checks, count_repairs, monitor, record, summary
 from sedq.exceptions import SoftErrorDetected, SoftErrorWarning
 
@@ -65,22 +66,6 @@ __all__ = [
 
 Array = NDArray[Any]
 Result = TypeVar("Result")
-
-# row or bag (-1: the whole call), kind, residual, limit: as the compiled loops report them
-Finding = tuple[int, int, float, float]
-
-KINDS = {
-    1: "accumulator",
-    2: "input",
-    3: "output",
-    4: "parameters",
-    5: "epilogue",
-    6: "count",
-    7: "digest",
-    8: "sum",
-    9: "repeat",
-}
-ACCUMULATOR, INPUT, OUTPUT, PARAMETERS, EPILOGUE, COUNT, DIGEST, SUM, REPEAT = range(1, 10)
 
 
 class UpstreamCorrupted(Exception):
@@ -276,7 +261,7 @@ def _events(
     return [
         Event(
             operator,
-            KINDS[kind],
+            Kind(kind).label,
             row,
             residual,
             limit,
@@ -351,7 +336,7 @@ def handle(call: Recoverable, findings: Sequence[Finding], settings: _config.Set
 
 
 def _raise_upstream(operator: str, findings: Sequence[Finding], cpu: int, has_writer: bool) -> None:
-    if has_writer and any(kind == INPUT for _, kind, _, _ in findings):
+    if has_writer and any(kind == Kind.INPUT for _, kind, _, _ in findings):
         raise UpstreamCorrupted(operator, findings, cpu)
 
 

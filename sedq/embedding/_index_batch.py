@@ -227,4 +227,4 @@ class _Consumed:
 
 def _differing(batches: Sequence[IndexBatch]) -> list[detection.Finding] | None:
     """Return findings, one for each batch that is not what it was; the row is its number."""
-    return [(n, detection.INPUT, 0.0, 0.0) for n, batch in enumerate(batches) if batch.corrupted()] or None
+    return [detection.Finding(n, detection.Kind.INPUT) for n, batch in enumerate(batches) if batch.corrupted()] or None

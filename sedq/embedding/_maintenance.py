@@ -193,7 +193,7 @@ class Maintained:
         """Record what was found at rest; `rung` is how far that goes if some of it is left."""
         if not healed and not left:
             return []
-        findings = [(number, detection.DIGEST, 0.0, 0.0) for number in bad[:RECORDED] or [-1]]
+        findings = [detection.Finding(number, detection.Kind.DIGEST) for number in bad[:RECORDED] or [-1]]
         detail = _joined("; ", [healed, f"still corrupted: {left}" if left else ""])
         return detection.conclude(operator, findings, _dispatch.current_cpu(), rung if left else "heal", "memory", detail)
 

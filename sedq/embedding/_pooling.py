@@ -28,9 +28,12 @@ LEVELS = {
     "exact": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM,
     "full": _embedding.CHECK_DIGEST | _embedding.CHECK_SUM | _embedding.CHECK_TWICE,
 }
-MAX_FINDINGS = 64
 SAME = 2.0**-40  # how much residuals may differ between paths, whose sums are of float64, relative to the magnitude
-OF_ROWS = (detection.DIGEST, detection.SUM, _embedding.FOUND_OVERFLOW)  # what corrupted rows make checks say of a bag
+OF_ROWS = (
+    detection.Kind.DIGEST,
+    detection.Kind.SUM,
+    detection.Kind.OVERFLOW,
+)  # what corrupted rows make checks say of a bag
 
 
 class Call(NamedTuple):
@@ -97,7 +100,7 @@ class Pooling(Maintained):
         if stats is not None:
             threshold.watch(self, offsets, weights, stats)
 
-    def _reading(self, *arguments: Any) -> tuple[int, list[detection.Finding] | None]:
+    def _reading(self, *arguments: Any) -> tuple[int, detection.Findings | None]:
         """Pool once; how often rows had been mended before, and what was found."""
         return self._mends, _embedding.pool(*arguments)
 
@@ -120,7 +123,7 @@ class Pooling(Maintained):
             return self._pruning.apply(indices, offsets, weights, compare=settings.check != "off")
         except _requests.CorruptMapping as error:
             corrupted = str(error)
-        found = [(-1, detection.INPUT, 0.0, 0.0)]
+        found = [detection.Finding(-1, detection.Kind.INPUT)]
         if settings.on_error == "warn":
             detection.warn(operator, found)
             return self._pruning.apply(indices, offsets, weights, compare=False)
@@ -130,7 +133,7 @@ class Pooling(Maintained):
 
     def deal_with(
         self,
-        found: list[detection.Finding] | None,
+        found: detection.Findings | None,
         call: Call,
         out: Array,
         y_sums: Array | None,
@@ -139,38 +142,38 @@ class Pooling(Maintained):
     ) -> None:
         """Put rows of the overlay in place, and recover from what was found, while nobody else writes."""
         with self._guard.exclusive():
-            found = self._overlaid(found, call, out, y_sums) if self._redundancy.overlay else found
-            if not found:
+            left = self._overlaid(found, call, out, y_sums) if self._redundancy.overlay else list(found or ())
+            if not left:
                 return
-            overflows = np.unique([bag for bag, kind, _, _ in found if kind == _embedding.FOUND_OVERFLOW])
+            overflows = np.unique([finding.row for finding in left if finding.kind == detection.Kind.OVERFLOW])
             if overflows.size:
                 # raises if they overflow without a fault too: an error of the input
                 self.compute_again(_dispatch.get("reference"), overflows, call)
-                found = [(b, detection.SUM if k == _embedding.FOUND_OVERFLOW else k, r, at) for b, k, r, at in found]
-            detection.handle(_Bags(operator, self, call, out, y_sums), found, settings)
+                left = [f._replace(kind=detection.Kind.SUM) if f.kind == detection.Kind.OVERFLOW else f for f in left]
+            detection.handle(_Bags(operator, self, call, out, y_sums), left, settings)
 
     def _overlaid(
-        self, found: list[detection.Finding] | None, call: Call, out: Array, y_sums: Array | None
+        self, found: detection.Findings | None, call: Call, out: Array, y_sums: Array | None
     ) -> list[detection.Finding]:
         """Compute the bags that have overlaid rows, which the kernel read as they are stored; what is left to deal with."""
         places = self._redundancy.overlay.places(call.indices)
         numbers = np.unique(np.searchsorted(call.offsets, places, side="right") - 1)
-        if found is not None and len(found) >= MAX_FINDINGS:  # which others were wrong as well is not known
+        if found is not None and found.cut_off:  # which others were wrong as well is not known
             numbers = np.arange(len(out))
         if not numbers.size:
-            return found or []
+            return list(found or ())
         remaining, again, sums = self.compute_again(_dispatch.get("reference"), numbers, call)
         _store(numbers, again, sums, out, y_sums)
         known = set(numbers.tolist())
         # of these bags what rows as they are stored explain is no news; a store that went astray may have hit others
-        elsewhere = [(bag, kind, r, at) for bag, kind, r, at in found or () if bag not in known or kind not in OF_ROWS]
+        elsewhere = [finding for finding in found or () if finding.row not in known or finding.kind not in OF_ROWS]
         return elsewhere + [
-            (int(numbers[bag]), kind, r, at) if bag >= 0 else (bag, kind, r, at) for bag, kind, r, at in remaining or ()
+            finding._replace(row=int(numbers[finding.row])) if finding.row >= 0 else finding for finding in remaining or ()
         ]
 
     def compute_again(
         self, kernels: _dispatch.Context, numbers: Array, call: Call, stats: Array | None = None
-    ) -> tuple[list[detection.Finding] | None, Array, Array]:
+    ) -> tuple[detection.Findings | None, Array, Array]:
         """Pool some bags of a call again, rows of the overlay in place: findings, outputs, their sums."""
         index, starts, factors = _requests.select(numbers, call.indices, call.offsets, call.weights)
         table, index = self._redundancy.readable(index)
@@ -179,7 +182,7 @@ class Pooling(Maintained):
         how = (call.level, call.limit.kind, call.limit.value, self.mode == "mean", 1)
         growth = call.limit.growth
         remaining = _embedding.pool(kernels, table, index, starts, factors, again, *how, sums, counts, stats, growth)
-        if remaining and all(kind == _embedding.FOUND_OVERFLOW for _, kind, _, _ in remaining):
+        if remaining and all(kind == detection.Kind.OVERFLOW for _, kind, _, _ in remaining):
             bag = numbers[remaining[0][0]]
             raise ValueError(f"bag {bag}: its sums overflow float32, expected smaller weights or values")
         return remaining, again, sums
@@ -199,7 +202,7 @@ class _Bags:
     def compute(self, kernels: _dispatch.Context) -> detection.Attempt:
         every = np.arange(len(self._out))
         remaining, again, sums = self._bag.compute_again(kernels, every, self._call)
-        sums_alone = remaining is not None and all(kind == detection.SUM for _, kind, _, _ in remaining)
+        sums_alone = remaining is not None and all(kind == detection.Kind.SUM for _, kind, _, _ in remaining)
         if sums_alone and self._call.limit != _requests.BOUND:
             # rounding is the same on every path, so that a false alarm of a threshold comes again: compare with the bound
             self._stats = np.empty((len(every), 3))
@@ -209,7 +212,7 @@ class _Bags:
 
     def is_rounding(self, finding: detection.Finding, answer: detection.Attempt) -> bool:
         bag, kind, residual, _ = finding
-        if kind != detection.SUM or self._stats is None:
+        if kind != detection.Kind.SUM or self._stats is None:
             return False
         there, _, magnitude = self._stats[bag]
         same = answer.outputs[0][bag].tobytes() == self._out[bag].tobytes()

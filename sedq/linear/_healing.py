@@ -152,7 +152,7 @@ class Healing:
             return []
         left = [f"still corrupted: {', '.join(corrupted)}"] if corrupted else []
         detail = "; ".join(healed + left)
-        finding = (-1, detection.PARAMETERS, 0.0, 0.0)
+        finding = detection.Finding(-1, detection.Kind.PARAMETERS)
         return detection.conclude("weights", [finding], _dispatch.current_cpu(), rung if left else "heal", "memory", detail)
 
     def heal_in_call(self) -> WeightsReport:
@@ -171,11 +171,15 @@ class Healing:
         """How much was healed."""
         return self._healed[-1][0] if self._healed else 0
 
-    def healed_since(self, heals: int, kinds: set[int]) -> str:
+    def healed_since(self, heals: int, kinds: set[detection.Kind]) -> str:
         """Say what another thread healed, after so many heals, that explains findings of all these kinds; else nothing."""
         of_panels = {text for number, text in self._healed if number > heals and text.startswith(("panels", "digits"))}
         others = {text for number, text in self._healed if number > heals} - of_panels
-        explains = {detection.ACCUMULATOR: of_panels, detection.PARAMETERS: others, detection.EPILOGUE: others}
+        explains = {
+            detection.Kind.ACCUMULATOR: of_panels,
+            detection.Kind.PARAMETERS: others,
+            detection.Kind.EPILOGUE: others,
+        }
         causes = [explains.get(kind, set()) for kind in kinds]
         return f"{'; '.join(sorted(set().union(*causes)))}, by another thread" if causes and all(causes) else ""
 

@@ -37,7 +37,7 @@ def _require_intact(kept: Sealed, name: str, settings: _config.Settings, operato
     """Compare values that a layer keeps with their seal; if they differ, restore them, raise or warn as the settings say."""
     if settings.check == "off" or kept._is_intact():
         return
-    findings = [(-1, detection.PARAMETERS, 0.0, 0.0)]
+    findings = [detection.Finding(-1, detection.Kind.PARAMETERS)]
     if settings.on_error == "warn":
         detection.warn(operator, findings, name)
         return

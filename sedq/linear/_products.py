@@ -89,12 +89,12 @@ class _Product:
         level: int,
         threads: int,
         heals: int,
-        found: list[detection.Finding],
+        found: detection.Findings,
     ) -> None:
         self.operator = operator
         self._x, self._packed, self._key, self._epilogue, self._out = x, packed, key, epilogue, out
         self._x_sums, self._y_sums, self._level, self._threads = x_sums, y_sums, level, threads
-        self._heals, self._kinds = heals, {kind for _, kind, _, _ in found}
+        self._heals, self._kinds = heals, found.kinds
 
     def repair(self) -> detection.Repair:
         report = self._packed.heal_in_call()

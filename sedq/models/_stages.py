@@ -73,8 +73,8 @@ def sigmoid(logits: Array, sums: Array | None, settings: _config.Settings) -> ND
         # the sum of one word is the word: what the last layer computed
         changed = np.flatnonzero(logits[:, 0].view(np.uint32) != sums)
         differs = np.flatnonzero(~agrees(logits[:, 0], probabilities))
-        found = [(int(i), detection.INPUT, 0.0, 0.0) for i in changed[:64]]
-        return found + [(int(i), detection.REPEAT, 0.0, 0.0) for i in differs[:64]] or None
+        found = [detection.Finding(int(i), detection.Kind.INPUT) for i in changed[:64]]
+        return found + [detection.Finding(int(i), detection.Kind.REPEAT) for i in differs[:64]] or None
 
     detection.checked_stage(run, (probabilities,), settings, "sigmoid", len(logits), has_writer=True)
     return probabilities

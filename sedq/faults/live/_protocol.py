@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sedq.detection import KINDS
+from sedq.detection import Kind
 
 __all__ = ["CHILD", "DETECTED", "FAILED", "NUMBER_OF", "ONCE", "REPEAT", "RETURNED"]
 
@@ -12,4 +12,4 @@ ONCE, REPEAT = b"1", b"r"
 
 # the operator returned, it raised something else than a detection, or DETECTED + the kind of check
 RETURNED, FAILED, DETECTED = 0, 1, 16
-NUMBER_OF = {name: number for number, name in KINDS.items()}
+NUMBER_OF = {kind.label: int(kind) for kind in Kind}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sedq._core import _ptrace
-from sedq.detection import KINDS
+from sedq.detection import Kind
 from sedq.faults.live import _protocol
 from sedq.faults.live._strikes import NOTHING, Strike, Trial
 from sedq.faults.live._symbols import Image, images
@@ -266,8 +266,8 @@ class Session:
         if value == _protocol.RETURNED:
             outcome = {"outcome": "missed"} if size else self._control_call()
             return seen | outcome
-        if value - _protocol.DETECTED in KINDS:
-            return seen | {"outcome": "detected" if size else "benign", "check": KINDS[value - _protocol.DETECTED]}
+        if value - _protocol.DETECTED in _protocol.NUMBER_OF.values():
+            return seen | {"outcome": "detected" if size else "benign", "check": Kind(value - _protocol.DETECTED).label}
         return seen | {"outcome": "error"}
 
     def _control_call(self) -> dict[str, Any]:
