@@ -42,6 +42,8 @@ TESTS = {
     "sedq/detection/_recovery.py": "recovery second_look bad_operands linear_recovery embedding_recovery dlrm_faults",
     "sedq/linear/_products.py": "linear_recovery bad_operands shared_objects linear_floats recovery mod127 gemm_detection",
     "sedq/quantization/_qparams.py": "qparams reference linear",
+    "sedq/linear/_layer.py": "kept_parameters linear linear_errors",
+    "sedq/linear/checksums.py": "checks",
     "sedq/linear/_[hew]*": "weights at_rest bad_operands linear_recovery shared_objects mod127 scrub processes",
     "sedq/embedding/_pooling.py": "embedding_recovery second_look shared_objects repair pruned calibration_drift",
     "sedq/embedding/_index_batch.py": "index_batch",

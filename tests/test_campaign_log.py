@@ -204,9 +204,9 @@ def test_the_log_of_other_memory_or_other_results_is_refused(tmp_path: Path, mon
 
 THREADS = """
 from sedq import faults
-from sedq.faults import command
+from sedq.commands import _campaign
 
-model, inputs = command._packaged(2)
+model, inputs = _campaign._packaged(2)
 print(faults.Campaign(model, inputs[:3])._fingerprint())
 """
 

@@ -165,7 +165,7 @@ import sys
 sys.path.insert(0, {folder!r})
 import test_command_ends as tests
 tests.campaign._packaged = tests.packaged
-sys.exit(tests.cli.main([*tests.CAMPAIGN, "--trials", "100000", "--workers", "2", "--resume", {log!r}]))
+sys.exit(tests._main.main([*tests.CAMPAIGN, "--trials", "100000", "--workers", "2", "--resume", {log!r}]))
 """
 
 

@@ -19,11 +19,11 @@ from sedq._core import _dispatch, _faultkernels
 openmp_only = pytest.mark.skipif(not _dispatch.has_openmp(), reason="built without OpenMP")
 SCORES = """
 import numpy as np, sedq
-from sedq import demo
+from sedq.commands import _demo
 from sedq.datasets import load_msweb
 r = load_msweb().heldout.batch(0, 50)
 print(sedq.get_config().kernels.name)
-print(demo.build(load_msweb())(r.dense, r.indices, r.offsets, True, check="full").tobytes().hex())
+print(_demo.build(load_msweb())(r.dense, r.indices, r.offsets, True, check="full").tobytes().hex())
 """
 THREADS = "from sedq._core import _dispatch; print(_dispatch.max_threads())"
 

@@ -17,6 +17,7 @@ import pytest
 
 import sedq
 from sedq import _config, detection, faults
+from sedq.detection import _monitor
 
 X = np.ones((5, 4), np.uint8)
 PACKED = sedq.pack_weights(np.ones((3, 4), np.int8))
@@ -117,7 +118,7 @@ def test_monitors_of_all_threads_end_in_any_order() -> None:
     second.__exit__(None, None, None)
     multiply()
     assert (a.total_checks, b.total_checks) == (5, 10)
-    assert detection._everywhere == ()
+    assert _monitor._everywhere == ()
 
 
 @pytest.mark.parametrize("value", [1, "yes", None])
@@ -129,7 +130,7 @@ def test_all_threads_is_a_truth_value(value: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_a_child_does_not_wait_for_who_counted_in_its_parent() -> None:
-    with sedq.monitor(all_threads=True) as m, m._lock, detection._lock:  # as another thread might hold them
+    with sedq.monitor(all_threads=True) as m, m._lock, _monitor._lock:  # as another thread might hold them
         child = os.fork()
         if not child:
             with sedq.monitor(all_threads=True):
@@ -221,13 +222,6 @@ def test_events_of_float_rows_are_json() -> None:
         bag([[1, 2]], check="threshold", on_error="raise")
     assert not np.isfinite(m.events[0].residual)
     json.dumps(m.snapshot(), allow_nan=False)
-
-
-def test_pickles_of_when_recovery_had_events_load() -> None:
-    now = pickle.dumps(event(), protocol=0)
-    then = now.replace(b"csedq.monitoring\n", b"csedq.recovery\n")
-    assert then != now
-    assert pickle.loads(then) == event()
 
 
 # ---- the log

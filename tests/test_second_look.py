@@ -101,7 +101,7 @@ def test_a_residual_that_no_other_path_has_is_a_fault(
         nonlocal calls
         calls += 1
         found = honest(*arguments)
-        return [(0, detection.Kind.SUM, 1000.0, 0.0)] if calls == 1 else found
+        return detection.Findings([detection.Finding(0, detection.Kind.SUM, 1000.0)]) if calls == 1 else found
 
     monkeypatch.setattr(_embedding, "pool", struck)
     with sedq.monitor() as m:

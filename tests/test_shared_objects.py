@@ -151,9 +151,9 @@ def test_every_row_is_computed_again_if_another_thread_healed(monkeypatch: pytes
     faults.flip_weight_bit(packed, 3, 2, 1)
     struck = once(_gemm.linear, packed.heal)
 
-    def linear(*args: Any) -> list[detection.Finding] | None:
+    def linear(*args: Any) -> detection.Findings | None:
         found = struck(*args)
-        return found and [*found, (1, detection.Kind.INPUT, 0.0, 0.0)]
+        return found and detection.Findings([*found, detection.Finding(1, detection.Kind.INPUT)])
 
     monkeypatch.setattr(_gemm, "linear", linear)
     with sedq.monitor() as m:
@@ -251,7 +251,7 @@ def test_rows_mended_before_the_reading_that_counts(bag: sedq.EmbeddingBag, monk
         elif call == 2:
             arguments[5][0, 0] += 1  # a store of this core
 
-    found = {2: [(0, detection.Kind.OUTPUT, 1.0, 0.0)]}
+    found = {2: detection.Findings([detection.Finding(0, detection.Kind.OUTPUT, 1.0)])}
     monkeypatch.setattr(_embedding, "pool", struck_once(_embedding.pool, found, before))
     with sedq.monitor() as m:
         np.testing.assert_array_equal(bag([[3, 4]]), expected)
@@ -275,7 +275,7 @@ def test_weights_healed_that_explain_nothing(which: str, monkeypatch: pytest.Mon
             elsewhere(packed.heal)
         arguments[4][1, 2] += 1
 
-    found = {1: [(1, detection.Kind.ACCUMULATOR, 1.0, 0.0)]}
+    found = {1: detection.Findings([detection.Finding(1, detection.Kind.ACCUMULATOR, 1.0)])}
     monkeypatch.setattr(_gemm, "linear", struck_once(_gemm.linear, found, before))
     with sedq.monitor() as m:
         got = sedq.qlinear(x, packed, x_scale=0.1, x_zero_point=0)

@@ -110,5 +110,5 @@ cdef class Context:
     cdef readonly str name
     cdef readonly bint hooked
 
-cdef list findings_list(const sedq_findings *f)
+cdef object findings_list(const sedq_findings *f)
 cpdef int threads_for(int requested, int64_t work)

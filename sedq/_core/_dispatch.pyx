@@ -155,7 +155,7 @@ cpdef int threads_for(int requested, int64_t work):
     return <int>max(1, min(most, work // WORK_PER_THREAD))
 
 
-cdef list findings_list(const sedq_findings *f):
+cdef object findings_list(const sedq_findings *f):
     """What was found, as `_findings.Findings`."""
     from sedq._core._findings import Finding, Findings, Kind
 
