@@ -308,19 +308,19 @@ def run(case: Case, rng: np.random.Generator, figures: Figures, trial: int) -> N
 
 
 def table_of(figures: Figures) -> list[str]:
-    """Rows of the figures: by operator, level and what was struck, over persistences."""
+    """Rows of the figures: by operator and level, what was struck and how much of it, over persistences."""
     outcomes = ("masked", "corrected", "raised", "refused", "missed", "wrong after a detection")
     total: Counter[tuple[tuple[str, ...], str]] = Counter()
-    for (group, outcome), n in figures.outcomes.items():
-        total[group[:4], outcome] += n
+    for ((kind, site, check, size, _), outcome), n in figures.outcomes.items():
+        level = "`exact`, `full`" if check in PROMISED and site not in KERNEL_SITES[kind] else f"`{check}`"
+        total[(kind, level, site, size), outcome] += n
     lines = [
-        "| operator, site | check | struck | faults | " + " | ".join(outcomes) + " |",
-        "|---" * (4 + len(outcomes)) + "|",
+        "| operator | level | site | flipped | faults | " + " | ".join(outcomes) + " |",
+        "|---" * (5 + len(outcomes)) + "|",
     ]
     for group in sorted({group for group, _ in total}):
         counts = [total[group, outcome] for outcome in outcomes]
-        kind, site, check, size = group
-        lines.append(f"| {kind}, {site} | `{check}` | {size} | {sum(counts)} | " + " | ".join(map(str, counts)) + " |")
+        lines.append(f"| {' | '.join(group)} | {sum(counts)} | " + " | ".join(map(str, counts)) + " |")
     return lines
 
 
