@@ -301,6 +301,20 @@ def test_an_error_of_another_core_reaches_the_caller() -> None:
         climb(Failing("aa"), "recover")
 
 
+def test_recovery_goes_on_where_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(detection._recovery, "_other_cores", lambda cpu: {0})
+    monkeypatch.setattr(threading.Thread, "start", start)
+    packed = sedq.pack_weights(np.ones((3, 4), np.int8))
+    faults.flip_weight_bit(packed, 1, 2, 6)
+    with sedq.monitor() as m:
+        got = sedq.matmul_integer(np.ones((2, 4), np.uint8), packed)
+    np.testing.assert_array_equal(got, 4)
+    assert {(e.rung, e.verdict) for e in m.events} == {("heal", "memory")}
+
+
 def test_affinity_of_the_caller_stays() -> None:
     if not hasattr(os, "sched_getaffinity"):
         return

@@ -190,7 +190,7 @@ def _findings_of(attempts: list[Attempt]) -> list[Finding]:
 
 
 def _on_another_core(compute: Callable[[_dispatch.Context], Result], path: _dispatch.Context) -> tuple[Result, int]:
-    """Return what `compute` gives, run on another core where the system lets this thread choose, and that CPU."""
+    """Return what `compute` gives, run on another core where the system allows that, and the CPU that it ran on."""
     others = _other_cores(_dispatch.current_cpu())
     if not others:
         return compute(path), _dispatch.current_cpu()
@@ -207,7 +207,10 @@ def _on_another_core(compute: Callable[[_dispatch.Context], Result], path: _disp
 
     # the thread sees the monitors and settings of this one
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads: the system's limit is reached, or the interpreter is shutting down
+        return compute(path), _dispatch.current_cpu()
     thread.join()
     if errors:
         raise errors[0]
