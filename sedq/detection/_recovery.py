@@ -66,6 +66,8 @@ __all__ = [
 
 Array = NDArray[Any]
 Result = TypeVar("Result")
+# operators of the call in progress that met a fault and went on with what recovery gave
+_recovered: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("sedq_recovered", default=None)
 
 
 class UpstreamCorrupted(Exception):
@@ -333,6 +335,9 @@ def handle(call: Recoverable, findings: Sequence[Finding], settings: _config.Set
     rounding = [finding for finding in findings if call.is_rounding(finding, again.answer)]
     faults = [finding for finding in findings if finding not in rounding]
     call.accept(again.answer)
+    recovered = _recovered.get()
+    if faults and recovered is not None:
+        recovered.append(operator)
     rung = "heal" if repair.restored else "recompute"
     events = _events(operator, faults, cpu, rung, verdict, str(repair), again.cpus)
     record(events + _events(operator, rounding, cpu, "recompute", "rounding", "", again.cpus))
@@ -384,11 +389,22 @@ def checked_stage(
 
 
 def replayed(compute: Callable[[_dispatch.Context], Array], settings: _config.Settings) -> Array:
-    """Return the array that `compute` gives; if data was corrupted between two of its steps, compute it all again."""
+    """Return the array that `compute` gives; all of it is computed again if one of its steps met a fault.
+
+    A step that met one recovers by itself, unless its input was corrupted since the step before. But a fault that sticks
+    may have struck other steps too, where its errors cancelled or were below what is checked.
+    """
+    first: UpstreamCorrupted | None = None
+    recovered: list[str] = []
+    token = _recovered.set(recovered)
     try:
-        return compute(settings.kernels)
+        result = compute(settings.kernels)
+        if not recovered:
+            return result
     except UpstreamCorrupted as found:
         first = found
+    finally:
+        _recovered.reset(token)
 
     def attempt(kernels: _dispatch.Context) -> Attempt:
         try:
@@ -396,13 +412,18 @@ def replayed(compute: Callable[[_dispatch.Context], Array], settings: _config.Se
         except UpstreamCorrupted as again:
             return Attempt((), again.findings)
 
+    operator, findings, cpu = recovered[-1] if recovered else "", [Finding(-1, Kind.OUTPUT)], _dispatch.current_cpu()
+    if first is not None:
+        operator, findings, cpu = first.operator, first.findings, first.cpu
     try:
         answer, disputed, cpus, _ = agree(attempt, settings.kernels)
     except SoftErrorDetected:  # something else, met on the way
-        conclude(first.operator, first.findings, first.cpu, "raise", "unresolved")
+        if first is not None:
+            conclude(operator, findings, cpu, "raise", "unresolved")
         raise
     if answer is None:
-        events = conclude(first.operator, first.findings, first.cpu, "raise", "persistent", "", cpus)
+        events = conclude(operator, findings, cpu, "raise", "persistent", "", cpus)
         raise SoftErrorDetected(summary(events), events)
-    conclude(first.operator, first.findings, first.cpu, "replay", "persistent" if disputed else "transient", "", cpus)
+    if first is not None:
+        conclude(operator, findings, cpu, "replay", "persistent" if disputed else "transient", "", cpus)
     return answer.outputs[0]
