@@ -97,8 +97,9 @@ def test_dynamic_parameters_are_derived_again(
         faults.flip_weight_bit(packed, 2, 4, 6)
     with sedq.monitor() as m:
         np.testing.assert_array_equal(sedq.qlinear_dynamic(x, packed), expected)
-    told = "panels: W[2, 4]" if weights else "parameters derived again"
-    assert {(e.verdict, e.detail.partition(" from")[0]) for e in m.events} == {("memory", told)}
+    # what is derived for the call stays struck, and is seen again where quantisation and product are computed again
+    told = {"parameters derived again"} | ({"panels: W[2, 4]"} if weights else set())
+    assert {(e.verdict, e.detail.partition(" from")[0]) for e in m.events} == {("memory", text) for text in told}
 
 
 @pytest.mark.parametrize("collection", [False, True])

@@ -400,6 +400,28 @@ def test_a_replay_is_what_two_recomputations_agree_on(word: str, answer: str, ve
     assert [(e.kind, e.row, e.rung, e.verdict) for e in m.events] == [("input", 4, "replay", verdict)]
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_a_replay_of_what_is_written_meanwhile_is_made_again(written: bool) -> None:
+    """A step meets a fault and recovers; then the first three recomputations differ."""
+    runs = 0
+
+    def compute(kernels: _dispatch.Context) -> Array:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            climb(Steps("aa"), "recover")
+        return np.array([min(runs, 5)])
+
+    settings = sedq.get_config()
+    if written:
+        assert detection.replayed(compute, settings, lambda: runs) == 5
+    else:
+        with pytest.raises(sedq.SoftErrorDetected) as error:
+            detection.replayed(compute, settings)
+        assert [(e.operator, e.rung, e.verdict) for e in error.value.events] == [("op", "raise", "persistent")]
+    assert runs == (6 if written else 4)
+
+
 @pytest.mark.parametrize(("check", "rows", "counted"), [("exact", 3, {"stage": 3}), ("exact", 0, {}), ("off", 3, {})])
 def test_the_rows_of_a_stage_are_counted_if_it_checks_them(check: str, rows: int, counted: dict[str, int]) -> None:
     with sedq.monitor() as m, sedq.config_context(check=check):

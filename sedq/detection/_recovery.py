@@ -66,6 +66,7 @@ __all__ = [
 
 Array = NDArray[Any]
 Result = TypeVar("Result")
+REPLAYS = 20  # most replays of a call whose tables are written to meanwhile
 # operators of the call in progress that met a fault and went on with what recovery gave
 _recovered: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("sedq_recovered", default=None)
 
@@ -388,11 +389,14 @@ def checked_stage(
         handle(_Stage(operator, outputs, run), found, settings, has_writer=has_writer)
 
 
-def replayed(compute: Callable[[_dispatch.Context], Array], settings: _config.Settings) -> Array:
+def replayed(
+    compute: Callable[[_dispatch.Context], Array], settings: _config.Settings, versions: Callable[[], object] = tuple
+) -> Array:
     """Return the array that `compute` gives; all of it is computed again if one of its steps met a fault.
 
     A step that met one recovers by itself, unless its input was corrupted since the step before. But a fault that sticks
-    may have struck other steps too, where its errors cancelled or were below what is checked.
+    may have struck other steps too, where its errors cancelled or were below what is checked. `versions` tell whether what
+    is read has changed: then recomputations may differ without a fault, and are made once more.
     """
     first: UpstreamCorrupted | None = None
     recovered: list[str] = []
@@ -416,7 +420,11 @@ def replayed(compute: Callable[[_dispatch.Context], Array], settings: _config.Se
     if first is not None:
         operator, findings, cpu = first.operator, first.findings, first.cpu
     try:
-        answer, disputed, cpus, _ = agree(attempt, settings.kernels)
+        for _ in range(REPLAYS):
+            before = versions()
+            answer, disputed, cpus, _ = agree(attempt, settings.kernels)
+            if answer is not None or versions() == before:
+                break
     except SoftErrorDetected:  # something else, met on the way
         if first is not None:
             conclude(operator, findings, cpu, "raise", "unresolved")
