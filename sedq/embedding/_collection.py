@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, _validation, detection
-from sedq._core import _collection, _embedding
+from sedq._core import _collection, _dispatch, _embedding
 from sedq.embedding._bag import EmbeddingBag
 from sedq.embedding._index_batch import IndexBatch, consume
 from sedq.embedding._pooling import Call, level_of, stats_for
@@ -149,11 +149,33 @@ class EmbeddingBagCollection:
         if rest or batch < 0:
             raise ValueError(f"offsets: got {len(starts)}, expected one more than a multiple of {tables} tables")
         result = _validation.output(out, (batch, self.dim), np.float32, (index, starts, weights))
+
+        def compute(kernels: _dispatch.Context) -> Array:
+            using = settings if kernels is settings.kernels else settings._replace(kernels=kernels)
+            self._pool_into(result, index, starts, weights, using, threshold)
+            return result
+
+        answer = detection.replayed(compute, settings, lambda: [bag.version for bag in self.bags])
+        if answer is not result:
+            result[...] = answer
+        return result
+
+    def _pool_into(
+        self,
+        result: Array,
+        index: Array,
+        starts: Array,
+        weights: Array | None,
+        settings: _config.Settings,
+        threshold: Any,
+    ) -> None:
+        """Pool all tables once, one after the other where one of them or a bag needs more than the compiled loop does."""
+        tables, batch = len(self.bags), len(result)
         if any(bag.asks_apart for bag in self.bags) or _any_long(index, starts):
             self._check_requests(index, starts)
             for number in range(tables):
                 self._pool_one(number, index, starts, weights, result, settings, threshold)
-            return result
+            return
         level, limits = level_of(settings), [limit(threshold, bag) for bag in self.bags]
         stats = stats_for(limits[0], level, tables * batch)
         versions, mends = [bag.version for bag in self.bags], [bag._mends for bag in self.bags]
@@ -184,7 +206,6 @@ class EmbeddingBagCollection:
                 bag.deal_with(found[number], call, self._columns_of(number, result), None, settings, f"table.{number}")
             if stats is not None:
                 threshold.watch(bag, arrays[1], weights, stats[number * batch : (number + 1) * batch])
-        return result
 
     def _check_requests(self, index: Array, starts: Array) -> None:
         """ValueError or IndexError, before anything is written, unless every table is asked for what it has."""
