@@ -190,6 +190,8 @@ class EmbeddingBag:
 
         Raises
         ------
+        TypeError
+            For something else than a StoredTable.
         ValueError
             For an unknown mode, or a mapping that does not fit the table.
 
@@ -202,6 +204,8 @@ class EmbeddingBag:
         >>> sums([[0, 1]]), means([[0, 1]])
         (array([[2., 2.]], dtype=float32), array([[1., 1.]], dtype=float32))
         """
+        if not isinstance(table, StoredTable):
+            raise TypeError(f"table: got {_validation.describe(table)}, expected a StoredTable, such as bag.table")
         self = cls.__new__(cls)
         if mode not in ("sum", "mean"):
             raise ValueError(f"mode: got {mode!r}, expected 'sum' or 'mean'")

@@ -37,7 +37,7 @@ def fill(redundancy: tuple[Locator | None, Parity | None], rows: Array, first: i
     """Compute locating sums and parity of rows first .. stop."""
     for part in redundancy:
         if part is not None:
-            part.take(rows, first, stop)
+            part.fill(rows, first, stop)
 
 
 class Overlay(UserDict[int, Array]):
@@ -97,9 +97,9 @@ class ProtectedRows:
     def bad(self, numbers: Array) -> list[int]:
         """Return those of some rows that don't fit their digests. An overlaid row is judged by its replacement."""
         rows = _rows.bad_rows(self.data, np.ascontiguousarray(numbers))
-        return self.still_bad(rows) if self.overlay else rows
+        return self._still_bad(rows) if self.overlay else rows
 
-    def still_bad(self, rows: list[int]) -> list[int]:
+    def _still_bad(self, rows: list[int]) -> list[int]:
         """Return rows that the overlay does not replace. A corrupted row of the overlay is dropped from it."""
         bad = []
         for number in rows:
