@@ -16,6 +16,7 @@ from sedq import faults
 from sedq._core import _dense, _dispatch, _faultkernels
 from sedq.commands import _demo
 from sedq.datasets import Requests, load_msweb
+from sedq.faults import _inject
 from sedq.models import _dlrm as dlrm
 from sedq.models import _stages
 
@@ -330,6 +331,21 @@ def test_what_persists_raises_and_gives_no_score(model: sedq.DLRM, batch: Reques
     assert raised.value.events == tuple(m.events)
     assert {(e.operator, e.rung, e.verdict) for e in m.events} == {(operator, "raise", verdict)}
     assert all(detail in e.detail for e in m.events)
+
+
+@pytest.mark.parametrize("check", ["exact", "full"])
+def test_a_stuck_fault_that_only_one_layer_notices(
+    model: sedq.DLRM, batch: Requests, sound: Array, check: str, kernels: _dispatch.Context
+) -> None:
+    """A stuck pair of errors, +e and -e in one row, cancels in most layers, and not where one is beyond the last column."""
+    noticed = 0
+    for element in range(0, 256, 5):
+        with _inject.hooked_call("tile", (0, element, 0, 2**40, 0xFFFFFFFF, 0, 3000, True)), sedq.monitor() as m:
+            got = scores(model, batch, check=check)
+        if m.detections:
+            noticed += 1
+            np.testing.assert_array_equal(got, sound)
+    assert noticed
 
 
 def test_a_detection_stays_recorded_when_its_replay_fails(model: sedq.DLRM, batch: Requests) -> None:

@@ -129,3 +129,45 @@ def test_codes_are_quantised_twice(kernels: _dispatch.Context, check: str) -> No
             assert hit.fired == 1
             assert {e.verdict for e in events} == {"transient"}
             assert y.tobytes() == sound.tobytes()
+
+
+def with_zero_points(output: str, rng: np.random.Generator) -> Any:
+    """A product whose weights have zero points, so that its outputs depend on the sums of the rows of x."""
+    x = rng.integers(0, 256, (9, 40)).astype(np.uint8)
+    packed = sedq.pack_weights(rng.integers(-128, 128, (70, 40)).astype(np.int8), 0.01, rng.integers(-9, 10, 70))
+    scales = {"x_scale": 0.02, "x_zero_point": 5} | ({"y_scale": 0.5, "y_zero_point": 9} if output == "uint8" else {})
+    if output == "int32":
+        return lambda **options: sedq.matmul_integer(x, packed, 5, **options)
+    return lambda **options: sedq.qlinear(x, packed, **scales, **options)
+
+
+@pytest.mark.parametrize("check", ["exact", "full"])
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize(("site", "kind"), [("rowsum", "accumulator"), ("given", "parameters")])
+def test_row_sums_that_zero_points_multiply_are_compared(
+    kernels: _dispatch.Context, rng: np.random.Generator, site: str, kind: str, output: str, check: str
+) -> None:
+    call = with_zero_points(output, rng)
+    sound, changed = call(check="off"), 0
+    for bit in (0, 5, 15, 16, 24, 31):
+        change = Change(0xFFFFFFFF, flip=1 << bit)
+        with planned(site, 0, 1, change):
+            y, _ = watched(call, "off")
+        with planned(site, 0, 1, change) as hit:
+            repaired, events = watched(call, check)
+        assert hit.fired == 1
+        assert kind in {e.kind for e in events}
+        assert repaired.tobytes() == sound.tobytes()
+        changed += y.tobytes() != sound.tobytes()
+    assert changed >= 3
+
+
+@pytest.mark.parametrize("output", ["int32", "float32"])
+@pytest.mark.parametrize("bit", [0, 15, 16, 31])
+def test_full_compares_all_bits_of_outputs(kernels: _dispatch.Context, output: str, bit: int) -> None:
+    call = product(output, 3, 41)
+    sound = call(check="off")
+    with planned("epilogue", 0, 0, Change(0xFFFFFFFF, flip=1 << bit)):
+        y, events = watched(call, "full")
+    assert "epilogue" in {e.kind for e in events}
+    assert y.tobytes() == sound.tobytes()

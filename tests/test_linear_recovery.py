@@ -65,7 +65,8 @@ def test_transient_fault(kernels: _dispatch.Context, rng: np.random.Generator, o
     assert str(event).startswith(f"{operator}: accumulator check, row 1, residual")
     assert str(event).endswith("; recompute: transient")
     assert m.verdicts == {"transient": 1}
-    assert (m.checks[operator], m.total_checks, m.detections) == (M, M, 1)
+    checks = 3 * M if operator == "qlinear_dynamic" else M  # quantisation and product are computed again together
+    assert (m.checks[operator], m.total_checks, m.detections) == (checks, checks, 1)
     assert outer.events == m.events
 
 

@@ -301,6 +301,20 @@ def test_an_error_of_another_core_reaches_the_caller() -> None:
         climb(Failing("aa"), "recover")
 
 
+def test_recovery_goes_on_where_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(detection._recovery, "_other_cores", lambda cpu: {0})
+    monkeypatch.setattr(threading.Thread, "start", start)
+    packed = sedq.pack_weights(np.ones((3, 4), np.int8))
+    faults.flip_weight_bit(packed, 1, 2, 6)
+    with sedq.monitor() as m:
+        got = sedq.matmul_integer(np.ones((2, 4), np.uint8), packed)
+    np.testing.assert_array_equal(got, 4)
+    assert {(e.rung, e.verdict) for e in m.events} == {("heal", "memory")}
+
+
 def test_affinity_of_the_caller_stays() -> None:
     if not hasattr(os, "sched_getaffinity"):
         return
@@ -384,6 +398,28 @@ def test_a_replay_is_what_two_recomputations_agree_on(word: str, answer: str, ve
     with sedq.monitor() as m:
         assert detection.replayed(compute, sedq.get_config()) == answer
     assert [(e.kind, e.row, e.rung, e.verdict) for e in m.events] == [("input", 4, "replay", verdict)]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_replay_of_what_is_written_meanwhile_is_made_again(written: bool) -> None:
+    """A step meets a fault and recovers; then the first three recomputations differ."""
+    runs = 0
+
+    def compute(kernels: _dispatch.Context) -> Array:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            climb(Steps("aa"), "recover")
+        return np.array([min(runs, 5)])
+
+    settings = sedq.get_config()
+    if written:
+        assert detection.replayed(compute, settings, lambda: runs) == 5
+    else:
+        with pytest.raises(sedq.SoftErrorDetected) as error:
+            detection.replayed(compute, settings)
+        assert [(e.operator, e.rung, e.verdict) for e in error.value.events] == [("op", "raise", "persistent")]
+    assert runs == (6 if written else 4)
 
 
 @pytest.mark.parametrize(("check", "rows", "counted"), [("exact", 3, {"stage": 3}), ("exact", 0, {}), ("off", 3, {})])

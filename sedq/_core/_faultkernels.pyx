@@ -25,7 +25,7 @@ cdef extern from "kernels/fault_hook.h" nogil:
 
 # in the order of the enumeration in fault_hook.h
 SITES = ("tile", "bag", "epilogue", "address", "store", "pooled", "checks", "sums", "codes", "dots", "index", "request",
-         "chunk", "read")
+         "chunk", "read", "rowsum", "given")
 
 
 def hooked(str name):

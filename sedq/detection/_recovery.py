@@ -66,6 +66,9 @@ __all__ = [
 
 Array = NDArray[Any]
 Result = TypeVar("Result")
+REPLAYS = 20  # most replays of a call whose tables are written to meanwhile
+# operators of the call in progress that met a fault and went on with what recovery gave
+_recovered: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("sedq_recovered", default=None)
 
 
 class UpstreamCorrupted(Exception):
@@ -190,7 +193,7 @@ def _findings_of(attempts: list[Attempt]) -> list[Finding]:
 
 
 def _on_another_core(compute: Callable[[_dispatch.Context], Result], path: _dispatch.Context) -> tuple[Result, int]:
-    """Return what `compute` gives, run on another core where the system lets this thread choose, and that CPU."""
+    """Return what `compute` gives, run on another core where the system allows that, and the CPU that it ran on."""
     others = _other_cores(_dispatch.current_cpu())
     if not others:
         return compute(path), _dispatch.current_cpu()
@@ -207,7 +210,10 @@ def _on_another_core(compute: Callable[[_dispatch.Context], Result], path: _disp
 
     # the thread sees the monitors and settings of this one
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads: the system's limit is reached, or the interpreter is shutting down
+        return compute(path), _dispatch.current_cpu()
     thread.join()
     if errors:
         raise errors[0]
@@ -330,6 +336,9 @@ def handle(call: Recoverable, findings: Sequence[Finding], settings: _config.Set
     rounding = [finding for finding in findings if call.is_rounding(finding, again.answer)]
     faults = [finding for finding in findings if finding not in rounding]
     call.accept(again.answer)
+    recovered = _recovered.get()
+    if faults and recovered is not None:
+        recovered.append(operator)
     rung = "heal" if repair.restored else "recompute"
     events = _events(operator, faults, cpu, rung, verdict, str(repair), again.cpus)
     record(events + _events(operator, rounding, cpu, "recompute", "rounding", "", again.cpus))
@@ -380,12 +389,26 @@ def checked_stage(
         handle(_Stage(operator, outputs, run), found, settings, has_writer=has_writer)
 
 
-def replayed(compute: Callable[[_dispatch.Context], Array], settings: _config.Settings) -> Array:
-    """Return the array that `compute` gives; if data was corrupted between two of its steps, compute it all again."""
+def replayed(
+    compute: Callable[[_dispatch.Context], Array], settings: _config.Settings, versions: Callable[[], object] = tuple
+) -> Array:
+    """Return the array that `compute` gives; all of it is computed again if one of its steps met a fault.
+
+    A step that met one recovers by itself, unless its input was corrupted since the step before. But a fault that sticks
+    may have struck other steps too, where its errors cancelled or were below what is checked. `versions` tell whether what
+    is read has changed: then recomputations may differ without a fault, and are made once more.
+    """
+    first: UpstreamCorrupted | None = None
+    recovered: list[str] = []
+    token = _recovered.set(recovered)
     try:
-        return compute(settings.kernels)
+        result = compute(settings.kernels)
+        if not recovered:
+            return result
     except UpstreamCorrupted as found:
         first = found
+    finally:
+        _recovered.reset(token)
 
     def attempt(kernels: _dispatch.Context) -> Attempt:
         try:
@@ -393,13 +416,22 @@ def replayed(compute: Callable[[_dispatch.Context], Array], settings: _config.Se
         except UpstreamCorrupted as again:
             return Attempt((), again.findings)
 
+    operator, findings, cpu = recovered[-1] if recovered else "", [Finding(-1, Kind.OUTPUT)], _dispatch.current_cpu()
+    if first is not None:
+        operator, findings, cpu = first.operator, first.findings, first.cpu
     try:
-        answer, disputed, cpus, _ = agree(attempt, settings.kernels)
+        for _ in range(REPLAYS):
+            before = versions()
+            answer, disputed, cpus, _ = agree(attempt, settings.kernels)
+            if answer is not None or versions() == before:
+                break
     except SoftErrorDetected:  # something else, met on the way
-        conclude(first.operator, first.findings, first.cpu, "raise", "unresolved")
+        if first is not None:
+            conclude(operator, findings, cpu, "raise", "unresolved")
         raise
     if answer is None:
-        events = conclude(first.operator, first.findings, first.cpu, "raise", "persistent", "", cpus)
+        events = conclude(operator, findings, cpu, "raise", "persistent", "", cpus)
         raise SoftErrorDetected(summary(events), events)
-    conclude(first.operator, first.findings, first.cpu, "replay", "persistent" if disputed else "transient", "", cpus)
+    if first is not None:
+        conclude(operator, findings, cpu, "replay", "persistent" if disputed else "transient", "", cpus)
     return answer.outputs[0]

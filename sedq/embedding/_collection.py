@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, _validation, detection
-from sedq._core import _collection, _embedding
+from sedq._core import _collection, _dispatch, _embedding
 from sedq.embedding._bag import Call, EmbeddingBag, level_of, pool_into, stats_for
 from sedq.embedding._index_batch import IndexBatch, consume, require_none_beside
 from sedq.embedding._requests import check_range, limit, weights_of
@@ -148,11 +148,33 @@ class EmbeddingBagCollection:
         if rest or batch < 0:
             raise ValueError(f"offsets: got {len(starts)}, expected one more than a multiple of {tables} tables")
         result = _validation.output(out, (batch, self.dim), np.float32, (index, starts, weights))
+
+        def compute(kernels: _dispatch.Context) -> Array:
+            using = settings if kernels is settings.kernels else settings._replace(kernels=kernels)
+            self._pool_into(result, index, starts, weights, using, threshold)
+            return result
+
+        answer = detection.replayed(compute, settings, lambda: [bag.version for bag in self.bags])
+        if answer is not result:
+            result[...] = answer
+        return result
+
+    def _pool_into(
+        self,
+        result: Array,
+        index: Array,
+        starts: Array,
+        weights: Array | None,
+        settings: _config.Settings,
+        threshold: Any,
+    ) -> None:
+        """Pool all tables once, one after the other where one of them or a bag needs more than the compiled loop does."""
+        tables, batch = len(self.bags), len(result)
         if any(bag._needs_own_call for bag in self.bags) or _any_long(index, starts):
             self._check_requests(index, starts)
             for number in range(tables):
                 self._pool_one(number, index, starts, weights, result, settings, threshold)
-            return result
+            return
         level, limits = level_of(settings), [limit(threshold, bag) for bag in self.bags]
         stats = stats_for(limits[0], level, tables * batch)
         versions, repairs = [bag.version for bag in self.bags], [bag.table.repairs for bag in self.bags]
@@ -184,7 +206,6 @@ class EmbeddingBagCollection:
                 bag._recover(found[number], call, repairs[number])
             if stats is not None:
                 threshold.watch(bag, arrays[1], weights, stats[number * batch : (number + 1) * batch])
-        return result
 
     def _check_requests(self, index: Array, starts: Array) -> None:
         """ValueError or IndexError, before anything is written, unless every table is asked for what it has."""

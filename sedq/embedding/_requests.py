@@ -82,10 +82,11 @@ def limit(threshold: Any, bag: Any) -> Limit:
 
 def select(numbers: Array, indices: Array, offsets: Array, weights: Array | None) -> tuple[Array, Array, Array | None]:
     """Return the bags of the given numbers as indices, offsets and weights of their own."""
-    parts = [slice(offsets[b], offsets[b + 1]) for b in numbers]
-    starts = np.cumsum([0] + [p.stop - p.start for p in parts]).astype(np.int64)
-    index = np.concatenate([indices[p] for p in parts])
-    return index, starts, None if weights is None else np.concatenate([weights[p] for p in parts])
+    lengths = np.diff(offsets)[numbers]
+    starts = np.zeros(len(numbers) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    places = np.arange(starts[-1]) + np.repeat(offsets[numbers] - starts[:-1], lengths)
+    return indices[places], starts, None if weights is None else weights[places]
 
 
 def check_range(indices: Array, rows: int, first: int = 0, where: str = "") -> None:

@@ -228,7 +228,9 @@ class DLRM:
         def compute(using: _config.Settings) -> Array:
             requests = requests_of(dense, indices, offsets, include_last_offset, inputs, rows)
             return detection.replayed(
-                lambda kernels: self._forward(*requests, using._replace(kernels=kernels), threshold), using
+                lambda kernels: self._forward(*requests, using._replace(kernels=kernels), threshold),
+                using,
+                lambda: [bag.version for bag in self.bags],
             )
 
         batches = [i for i in indices if isinstance(i, IndexBatch)] if isinstance(indices, Sequence) else []

@@ -35,6 +35,8 @@ enum {
     SEDQ_FAULT_REQUEST_SITE,  /* which rows a bag pools: what its begin, end, indices and weights are off by, in elements */
     SEDQ_FAULT_CHUNK_SITE,    /* a chunk of bags, which is skipped */
     SEDQ_FAULT_READ_SITE,     /* outputs of 32 bits, stored, before they are read back */
+    SEDQ_FAULT_ROWSUM_SITE,   /* sums of the rows of x, as they were made */
+    SEDQ_FAULT_GIVEN_SITE,    /* sums of the rows of x, as the epilogue is given them: another copy than the checks have */
     SEDQ_FAULT_SITES
 };
 

@@ -22,24 +22,35 @@ static void *astray(void *out)
     return (char *)out + (int32_t)plan->add;
 }
 
+/* The row sums that the epilogue is given, in a copy that a fault may have struck. */
+static const uint32_t *given(const uint32_t *row_sums, int rows, uint32_t *copy)
+{
+    memcpy(copy, row_sums, (size_t)rows * sizeof *copy);
+    sedq_strike(SEDQ_FAULT_GIVEN_SITE, copy, 1, rows, rows, 4);
+    return copy;
+}
+
 static void store_i32(int rows, int cols, const int32_t *tile, const uint32_t *row_sums, const sedq_epilogue *e,
                       void *out, int64_t ldo, int check, sedq_tile_sums *sums)
 {
-    sound()->store_i32(rows, cols, tile, row_sums, e, astray(out), ldo, check, sums);
+    uint32_t copy[SEDQ_MR_MAX];
+    sound()->store_i32(rows, cols, tile, given(row_sums, rows, copy), e, astray(out), ldo, check, sums);
     sedq_strike(SEDQ_FAULT_STORE_SITE, out, rows, cols, ldo, 4);
 }
 
 static void store_u8(int rows, int cols, const int32_t *tile, const uint32_t *row_sums, const sedq_epilogue *e,
                      void *out, int64_t ldo, int check, sedq_tile_sums *sums)
 {
-    sound()->store_u8(rows, cols, tile, row_sums, e, astray(out), ldo, check, sums);
+    uint32_t copy[SEDQ_MR_MAX];
+    sound()->store_u8(rows, cols, tile, given(row_sums, rows, copy), e, astray(out), ldo, check, sums);
     sedq_strike(SEDQ_FAULT_STORE_SITE, out, rows, cols, ldo, 1);
 }
 
 static void store_f32(int rows, int cols, const int32_t *tile, const uint32_t *row_sums, const sedq_epilogue *e,
                       void *out, int64_t ldo, int check, sedq_tile_sums *sums)
 {
-    sound()->store_f32(rows, cols, tile, row_sums, e, astray(out), ldo, check, sums);
+    uint32_t copy[SEDQ_MR_MAX];
+    sound()->store_f32(rows, cols, tile, given(row_sums, rows, copy), e, astray(out), ldo, check, sums);
     sedq_strike(SEDQ_FAULT_STORE_SITE, out, rows, cols, ldo, 4);
 }
 
@@ -49,6 +60,8 @@ static void sum_rows(int64_t rows, const uint8_t *a, int64_t lda, int64_t k, con
     sound()->rows(rows, a, lda, k, digit, digits, kpad, sum, check);
     if (digits) /* else there are no checksums */
         sedq_strike(SEDQ_FAULT_CHECKS_SITE, check, 1, rows, rows, 4);
+    if (sum)
+        sedq_strike(SEDQ_FAULT_ROWSUM_SITE, sum, 1, rows, rows, 4);
 }
 
 static void bag(const sedq_table *t, const void *indices, int index_bytes, const float *weights, int64_t begin,
