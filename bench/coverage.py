@@ -158,7 +158,7 @@ def bag_targets() -> Iterator[Target]:
     bag = sedq.EmbeddingBag.from_float(rng.normal(size=(few, dim)).astype(np.float32))
     indices = np.stack([rng.permutation(few) for _ in range(2)])  # every row is met
     weights = rng.uniform(0.5, 2, indices.shape).astype(np.float32)
-    rows = bag._table.rows
+    rows = bag.table.rows
 
     def call(check: str) -> np.ndarray:
         return bag(indices, None, weights, check=check)

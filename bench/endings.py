@@ -129,7 +129,7 @@ def table(rng: np.random.Generator, bits: int, dim: int, weighted: bool, **kept:
         indices, offsets, factors = requests[i]
         return bag(indices, offsets, factors, include_last_offset=True, check=check)
 
-    rows, redundancy = bag._table.rows, bag._redundancy
+    rows, redundancy = bag.table.rows, bag.table
     beside = [] if redundancy.locator is None else [redundancy.locator.syndromes]
     beside += [] if redundancy.parity is None else [redundancy.parity.rows, redundancy.parity.crc]
     sites = {"rows": [rows[:, :-8]], "digests": [rows[:, -8:]]} | ({"redundancy": beside} if beside else {})
@@ -240,7 +240,7 @@ def scrubbed(case: Case, rng: np.random.Generator, figures: Figures, trial: int)
     flips, spread = int(rng.integers(1, 9)), bool(rng.integers(2))
     site = list(case.sites)[int(rng.integers(len(case.sites)))]
     drawn(rng, case.sites[site], flips, spread).flip()
-    rows, redundancy = case.bag._table.rows, [a.copy() for a in case.sites.get("redundancy", [])]
+    rows, redundancy = case.bag.table.rows, [a.copy() for a in case.sites.get("redundancy", [])]
     struck = rows.copy()
     right = np.hstack([case.saved["rows"][0], case.saved["digests"][0]])
     report = case.bag.scrub(redundancy=True)

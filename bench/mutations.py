@@ -45,7 +45,7 @@ TESTS = {
     "sedq/linear/_layer.py": "kept_parameters linear linear_errors",
     "sedq/linear/checksums.py": "checks",
     "sedq/linear/_[hew]*": "weights at_rest bad_operands linear_recovery shared_objects mod127 scrub processes",
-    "sedq/embedding/_pooling.py": "embedding_recovery second_look shared_objects repair pruned calibration_drift",
+    "sedq/embedding/_bag.py": "embedding_recovery second_look shared_objects repair pruned calibration_drift",
     "sedq/embedding/_index_batch.py": "index_batch",
     "sedq/embedding/_guard.py": "guard updates processes",
     "sedq/embedding/_requests.py": "pruned embedding_arguments embedding calibration_use",

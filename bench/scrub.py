@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         codes, params = table(Asked("", rows, dim, 1, 1), bits, np.random.default_rng(0))
         make = sedq.EmbeddingBag.from_fused if kind == "own" else sedq.EmbeddingBag.view_fused
         bag = make(fused(codes, params, bits), bits=bits, locate=True, parity=64)
-        stored, scrubbed = bag._table.rows, bag._table.rows.nbytes
-        if bag._table.sidecar is not None:
-            scrubbed += bag._table.sidecar.nbytes
+        stored, scrubbed = bag.table.rows, bag.table.rows.nbytes
+        if bag.table.sidecar is not None:
+            scrubbed += bag.table.sidecar.nbytes
         expected = int(stored.reshape(-1)[: stored.size // 128 * 128].view(np.uint64).sum())
         words = stored.size // 8
         if (

@@ -19,7 +19,7 @@ from sedq._config import Settings, config_context, get_config, set_config
 from sedq._info import show_versions, versions
 from sedq.calibration import ThresholdCalibration, calibrate_thresholds
 from sedq.detection import Event, Monitor, monitor
-from sedq.embedding import EmbeddingBag, EmbeddingBagCollection, IndexBatch, ScrubReport
+from sedq.embedding import EmbeddingBag, EmbeddingBagCollection, IndexBatch, ScrubReport, StoredTable
 from sedq.exceptions import CalibrationWarning, ModelFileError, SedqWarning, SoftErrorDetected, SoftErrorWarning
 from sedq.linear import (
     PackedWeights,
@@ -63,6 +63,7 @@ __all__ = [
     "Settings",
     "SoftErrorDetected",
     "SoftErrorWarning",
+    "StoredTable",
     "ThresholdCalibration",
     "WeightsReport",
     "__version__",

@@ -63,7 +63,7 @@ def test_a_scrub_says_what_it_leaves(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_scrub_says_what_it_restores(caplog: pytest.LogCaptureFixture) -> None:
     bag = made(locate=True, parity=5)
     faults.flip_row_bit(bag, 5, 6)
-    bag._redundancy.parity.rows[1, 3] ^= 1  # type: ignore[union-attr]
+    bag.table.parity.rows[1, 3] ^= 1  # type: ignore[union-attr]
     with caplog.at_level(logging.WARNING, "sedq"), sedq.monitor() as m:
         assert bag.scrub(2, 8, redundancy=True).corrected == [5]
         bag.scrub()
@@ -82,7 +82,7 @@ def test_a_scrub_that_only_looks() -> None:
 
 def test_a_scrub_adds_at_most_64_events() -> None:
     bag = sedq.EmbeddingBag.from_float(np.ones((200, 4), np.float32))
-    bag._table.rows[:, 0] ^= 1
+    bag.table.rows[:, 0] ^= 1
     with sedq.monitor() as m:
         assert len(bag.scrub().left) == 200
     assert m.detections == 64
@@ -170,7 +170,7 @@ def test_weights_that_are_healed_by_hand(packed: sedq.PackedWeights) -> None:
 def test_a_model_that_can_not_be_saved(part: str, tmp_path: Path) -> None:
     struck = model()
     if part == "table":
-        struck.bags[0]._source = None
+        struck.bags[0].table.source = None
         faults.flip_row_bit(struck.bags[0], 5, 6)
     else:
         packed = struck.bottom[0].packed
@@ -236,7 +236,7 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
 def test_a_source_that_has_changed() -> None:
     source = table()
     bag = sedq.EmbeddingBag.from_float(source, keep_source=True)
-    bag._source.weight = source + 1  # type: ignore[union-attr, attr-defined]
+    bag.table.source.weight = source + 1  # type: ignore[union-attr, attr-defined]
     assert left(bag).endswith("from the float table: what it has does not fit their digests")
 
 
@@ -260,7 +260,7 @@ def pruned() -> sedq.EmbeddingBag:
 def test_a_corrupted_mapping_is_found_by_a_scrub(at: int, value: Any) -> None:
     bag = pruned()
     assert not bag.scrub(redundancy=True)
-    mapping = bag._pruning.mapping  # type: ignore[union-attr]
+    mapping = bag.pruning.mapping  # type: ignore[union-attr]
     row = int(mapping[at])
     mapping[at] = (row + 1) % ROWS if value == "other" else value
     assert not bag.scrub()
@@ -276,11 +276,11 @@ def test_a_corrupted_mapping_is_found_by_a_scrub(at: int, value: Any) -> None:
 def test_a_corrupted_inverse_is_found_by_a_scrub() -> None:
     for value in (-1, 59, 2**40):
         bag = pruned()
-        bag._pruning.inverse[3] = value  # type: ignore[union-attr, index]
+        bag.pruning.inverse[3] = value  # type: ignore[union-attr, index]
         assert any("index mapping" in part for part in bag.scrub(redundancy=True).stale)
 
 
 def test_pruned_indices_that_came_to_life() -> None:
     bag = pruned()
-    bag._pruning.mapping[1] = 4  # type: ignore[union-attr, index]
+    bag.pruning.mapping[1] = 4  # type: ignore[union-attr, index]
     assert bag.scrub(redundancy=True).stale == ["index mapping at 1"]

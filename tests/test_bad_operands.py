@@ -116,8 +116,8 @@ def test_bags_whose_errors_cancelled_are_right_after_rows_were_restored(
         (lambda: sedq.EmbeddingBagCollection([bag])(indices.ravel(), [0, 2, 4, 6])) if collection else (lambda: bag(indices))
     )
     expected = call()
-    bag._table.rows[3, 2] += 4
-    bag._table.rows[5, 3] -= 4
+    bag.table.rows[3, 2] += 4
+    bag.table.rows[5, 3] -= 4
     with sedq.monitor() as m:
         got = call()
     np.testing.assert_array_equal(got, expected)
@@ -130,8 +130,8 @@ def test_a_bag_is_not_answered_from_a_row_that_cannot_be_restored() -> None:
     table = np.zeros((10, 8), np.float32)
     table[:, 0], table[:, 1] = -100, 155
     bag = sedq.EmbeddingBag.from_float(table)
-    bag._table.rows[3, 2] += 4
-    bag._table.rows[5, 3] -= 4
+    bag.table.rows[3, 2] += 4
+    bag.table.rows[5, 3] -= 4
     with pytest.raises(sedq.SoftErrorDetected, match=r"still corrupted: rows \[3, 5\]"):
         bag([[3, 3], [3, 5]])
 

@@ -27,7 +27,7 @@ def pool(bag: sedq.EmbeddingBag, t: Trace, **options: Any) -> tuple[Any, Array, 
     call = {"limit": _embedding.LIMIT_BOUND, "value": 0.0, "growth": (0, 0, 0, 0, 0)} | options
     check = _embedding.CHECK_SUM
     args = check, call["limit"], call["value"], bag.mode == "mean", 1, None, None, stats, call["growth"]
-    return _embedding.pool(settings.kernels, bag._table, t.indices, t.offsets, None, out, *args), out, stats
+    return _embedding.pool(settings.kernels, bag.table.data, t.indices, t.offsets, None, out, *args), out, stats
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
@@ -56,7 +56,7 @@ def test_stats_of_another_shape_are_refused(bag: sedq.EmbeddingBag) -> None:
     args = t.offsets, None, out, 2, 0, 0.0, False, 1, None, None
     for shape in ((3, 3), (4, 2)):
         with pytest.raises(ValueError, match=r"stats: got shape .*expected \(4, 3\)"):
-            _embedding.pool(kernels, bag._table, t.indices, *args, np.empty(shape))
+            _embedding.pool(kernels, bag.table.data, t.indices, *args, np.empty(shape))
 
 
 def test_the_limit_grows_as_computed_here(kernels: _dispatch.Context, bag: sedq.EmbeddingBag) -> None:

@@ -139,7 +139,7 @@ def test_a_table_that_somebody_writes_to_is_pooled_again() -> None:
     collection = sedq.EmbeddingBagCollection(tables)
     indices, offsets = requests(20)
     expected = one_by_one(tables, indices, offsets)
-    tables[1]._guard.version = 3  # a write that goes on
+    tables[1].table.guard.version = 3  # a write that goes on
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(collection(indices, offsets), expected)
     assert seen.checks == {f"table.{n}": 20 for n in range(5)}
@@ -219,7 +219,7 @@ def apart(how: str) -> list[sedq.EmbeddingBag]:
         tables[0] = sedq.EmbeddingBag.from_float(np.ones((SIZES[0], DIMS[0])), padding_idx=1)
     if how == "overlaid":
         tables[0] = sedq.EmbeddingBag.view_fused(tables[0].to_fused(), parity=8)
-        tables[0]._redundancy.overlay[2] = tables[0]._table.rows[2].copy()
+        tables[0].table.overlay[2] = tables[0].table.rows[2].copy()
     return tables
 
 

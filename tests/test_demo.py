@@ -212,7 +212,7 @@ def test_a_refused_batch_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def without_sources(data: MSWeb) -> sedq.DLRM:
         model = build(data)
         for bag in model.bags:
-            bag._source = None
+            bag.table.source = None
         return model
 
     monkeypatch.setattr(_demo, "build", without_sources)

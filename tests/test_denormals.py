@@ -71,5 +71,5 @@ def test_no_alarm_where_denormals_are_zero(dim: int, made: bool, kernels: _dispa
 def test_denormal_values_count_in_the_magnitude_and_no_others() -> None:
     rows = np.array([[TINY / 2, 0, 0], [1, -TINY / 4, 0], [1.5 * TINY, -1.25 * TINY, 0], [0, 0, 0], [1, 2, 3]], np.float32)
     bag = sedq.EmbeddingBag.from_float(rows, bits=32)
-    got = bag._table.rows[:, -12:-8].copy().view("<f4")[:, 0]
+    got = bag.table.rows[:, -12:-8].copy().view("<f4")[:, 0]
     np.testing.assert_allclose(got, [2 * 2.0**-104, 1, 2.0**-104, 0, 6], rtol=1e-6, atol=1e-44)

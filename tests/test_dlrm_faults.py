@@ -307,7 +307,7 @@ def smashed_weights(model: sedq.DLRM, batch: Requests) -> AbstractContextManager
 
 
 def rows_without_source(model: sedq.DLRM, batch: Requests) -> AbstractContextManager[object]:
-    model.bags[2]._source = None
+    model.bags[2].table.source = None
     return table_row(2, 0)(model, batch)
 
 

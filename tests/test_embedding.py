@@ -282,7 +282,7 @@ def test_fused_rows_come_back(dim: int, rng: np.random.Generator) -> None:
     for rows in (fused, frozen, np.asfortranarray(fused), np.repeat(fused, 2, 0)[::2], fused[::-1][::-1]):
         bag = sedq.EmbeddingBag.from_fused(rows, dim=dim, layout="torch", bits=8)
         np.testing.assert_array_equal(bag.to_fused(), fused)
-        assert not np.may_share_memory(bag._table.rows, rows)
+        assert not np.may_share_memory(bag.table.rows, rows)
         assert bag.shape == (13, dim)
         assert bag.bad_rows() == []
     fused[:] = 0  # the bag has its own copy

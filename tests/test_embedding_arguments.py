@@ -272,11 +272,11 @@ def test_settings_of_a_table(name: str, values: list[Any], both: bool) -> None:
 @pytest.mark.parametrize("source", [False, True])
 def test_row_numbers_out_of_range(source: bool, method: str, rng: np.random.Generator) -> None:
     bag = sedq.EmbeddingBag.from_float(rng.normal(size=(ROWS, DIM)), keep_source=source)
-    before = bag._table.rows.copy()
+    before = bag.table.rows.copy()
     for number in (-1, ROWS, -ROWS, 2**62):
         with pytest.raises(IndexError, match=f"rows?:? .*{number}"):
             getattr(bag, method)([0, number])
-        np.testing.assert_array_equal(bag._table.rows, before)
+        np.testing.assert_array_equal(bag.table.rows, before)
     assert bag.bad_rows() == []
 
 

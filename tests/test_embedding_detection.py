@@ -62,7 +62,7 @@ def test_every_bit_of_a_row_is_detected(dim: int, weighted: bool, kernels: _disp
     silent = np.zeros(used, int)
     for bit in range(8 * width):
         byte = STRUCK * width + bit // 8
-        faults.flip_bit(bag._table.rows, byte, bit % 8)
+        faults.flip_bit(bag.table.rows, byte, bit % 8)
         got = bag(*arguments, check="off")
         silent += ~same(got, clean)[:used]
         assert same(got, clean)[used:].all()
@@ -75,7 +75,7 @@ def test_every_bit_of_a_row_is_detected(dim: int, weighted: bool, kernels: _disp
             assert {e.kind for e in events} <= ({"digest"} if check == "digest" else {"digest", "sum"})
             assert all(e.residual != 0 for e in events)
         assert bag.bad_rows() == [STRUCK]
-        faults.flip_bit(bag._table.rows, byte, bit % 8)
+        faults.flip_bit(bag.table.rows, byte, bit % 8)
     assert (silent > 8 * (dim + 5)).all()  # codes, and nearly all bits of scale and bias
     assert detected(bag, *arguments) == ()
     assert same(bag(*arguments), clean).all()
@@ -85,7 +85,7 @@ def test_every_bit_of_a_row_is_detected(dim: int, weighted: bool, kernels: _disp
 def test_rows_that_are_not_used_do_not_matter(check: str, kernels: _dispatch.Context) -> None:
     bag = sedq.EmbeddingBag.from_float(table(8))
     clean = bag([[0, 1], [2, 4]])
-    bag._table.rows[[STRUCK, 5, 6]] = 0xA5
+    bag.table.rows[[STRUCK, 5, 6]] = 0xA5
     assert bag.bad_rows() == [STRUCK, 5, 6]
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(bag([[0, 1], [2, 4]], check=check, on_error="raise"), clean)
@@ -98,7 +98,7 @@ def test_exchanged_rows_are_detected_by_their_numbers(dim: int, check: str, kern
     bag = sedq.EmbeddingBag.from_float(table(dim))
     indices = [[0, 1, 2], [1, 1, 5], [STRUCK] * 3, [4, 5, 6], [1] * 3]
     clean = bag(indices)
-    bag._table.rows[[1, STRUCK]] = bag._table.rows[[STRUCK, 1]]
+    bag.table.rows[[1, STRUCK]] = bag.table.rows[[STRUCK, 1]]
     assert same(bag(indices, check="off"), clean).tolist() == [False, False, False, True, False]
     assert detected(bag, indices, check="threshold") == ()
     events = detected(bag, indices, check=check)
@@ -108,7 +108,7 @@ def test_exchanged_rows_are_detected_by_their_numbers(dim: int, check: str, kern
 
 def test_a_row_in_place_of_another_is_detected(kernels: _dispatch.Context) -> None:
     bag = sedq.EmbeddingBag.from_float(table(16))
-    bag._table.rows[2] = bag._table.rows[4]
+    bag.table.rows[2] = bag.table.rows[4]
     assert bag.bad_rows() == [2]
     assert [e.kind for e in detected(bag, [[2]])] == ["digest"]
     assert detected(bag, [[2]], check="threshold") == ()
@@ -118,9 +118,9 @@ def test_a_row_in_place_of_another_is_detected(kernels: _dispatch.Context) -> No
 def test_bursts_within_a_byte_are_detected(kernels: _dispatch.Context) -> None:
     bag = sedq.EmbeddingBag.from_float(table(8))
     at = (STRUCK, 5)
-    value = int(bag._table.rows[at])
+    value = int(bag.table.rows[at])
     for mask in range(1, 256):
-        bag._table.rows[at] = value ^ mask
+        bag.table.rows[at] = value ^ mask
         assert [e.row for e in detected(bag, [[0, 0], [STRUCK, STRUCK]], check="digest")] == [1]
 
 

@@ -86,12 +86,12 @@ def test_digests_are_the_oracle(dim: int, bits: int, kernels: _dispatch.Context,
     fused = fused_rows(rng, 20, dim, bits, half=True)
     want = oracles.row_digests(fused, bits=bits, dim=dim)
     for bag in tables(fused, dim, bits, "torch", 1):
-        np.testing.assert_array_equal(bag._table.digests, want)
-        np.testing.assert_array_equal(_rows.digests_of(bag._table, context=kernels), want)
-        np.testing.assert_array_equal(_rows.digests_of(bag._table, 3, 5, kernels), want[3:8])
+        np.testing.assert_array_equal(bag.table.data.digests, want)
+        np.testing.assert_array_equal(_rows.digests_of(bag.table.data, context=kernels), want)
+        np.testing.assert_array_equal(_rows.digests_of(bag.table.data, 3, 5, kernels), want[3:8])
         for first, count in ((-1, 2), (19, 2), (0, -1)):
             with pytest.raises(IndexError):
-                _rows.digests_of(bag._table, first, count)
+                _rows.digests_of(bag.table.data, first, count)
     shifted = _formats.add_digests(fused, dim, 2**33, bits=bits)
     np.testing.assert_array_equal(
         shifted[:, -8:].copy().view("<u8")[:, 0], oracles.row_digests(fused, 2**33, bits=bits, dim=dim)
@@ -107,7 +107,7 @@ def test_a_mapped_file_is_read_where_it_is(bits: int, tmp_path: Path, kernels: _
     seen: list[tuple[int, int]] = []
     bag = sedq.EmbeddingBag.view_fused(mapped, bits=bits, dim=21, progress=lambda done, rows: seen.append((done, rows)))
     assert seen[-1] == (300, 300)
-    assert np.shares_memory(bag._table.rows, mapped)
+    assert np.shares_memory(bag.table.rows, mapped)
     indices = rng.integers(0, 300, (20, 9))
     indices[0] = 299  # nothing beyond the last row is read
     want = oracles.bag(fused, indices.ravel(), np.arange(21) * 9, bits=bits, dim=21)

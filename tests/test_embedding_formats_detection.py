@@ -47,7 +47,7 @@ def detected(bag: sedq.EmbeddingBag, indices: Any, **kwargs: Any) -> set[tuple[i
 def test_every_bit_of_every_row_is_detected(dim: int, bits: int, kernels: _dispatch.Context) -> None:
     """Rows of ours: codes, what pads them, words, digest; once in a bag, twice, and 16 times."""
     bag = sedq.EmbeddingBag.from_fused(fused_rows(np.random.default_rng(dim), 3, dim, bits), bits=bits, dim=dim)
-    stored, silent = bag._table.rows, 0
+    stored, silent = bag.table.rows, 0
     for row in range(3):
         others = [r for r in range(3) if r != row]
         indices = np.array([[row] + others * 8, [row, row] + others * 7 + [others[0]], [row] * 17, others * 8 + [others[0]]])
@@ -61,7 +61,7 @@ def test_every_bit_of_every_row_is_detected(dim: int, bits: int, kernels: _dispa
                 assert {r for r, kind in found if kind == "digest"} == {0, 1, 2}, f"row {row}, bit {bit}, {check}"
                 assert {r for r, _ in found} == {0, 1, 2}
             assert bag.bad_rows() == [row]
-            assert _rows.bad_in_range(bag._table, 0, 3, kernels) == [row]
+            assert _rows.bad_in_range(bag.table.data, 0, 3, kernels) == [row]
             faults.flip_bit(stored[row], bit // 8, bit % 8)
         np.testing.assert_array_equal(bag(indices), clean)
     assert silent > 0.85 * 3 * dim * bits  # with the check off all but the last bits of floats were believed
@@ -76,7 +76,7 @@ def test_every_bit_of_rows_that_are_only_read_is_detected(
     dim = 13
     rows = in_layout(fused_rows(np.random.default_rng(1), 3, dim, bits, half=True), dim, bits, layout, align)
     bag = sedq.EmbeddingBag.view_fused(rows, bits=bits, layout=layout, dim=dim)
-    width, side = _formats.geometry(layout, bits, dim).width, bag._table.sidecar
+    width, side = _formats.geometry(layout, bits, dim).width, bag.table.sidecar
     assert side is not None
     indices = np.array([[0, 1, 1], [1, 0, 2], [2, 2, 2]])
     clean = bag(indices)
@@ -87,7 +87,7 @@ def test_every_bit_of_rows_that_are_only_read_is_detected(
             found = detected(bag, indices)
             assert {r for r, kind in found if kind == "digest"} == hit, f"row {row}, bit {bit}"
             assert bag.bad_rows() == [row]
-            assert _rows.bad_in_range(bag._table, 0, 3, kernels) == [row]
+            assert _rows.bad_in_range(bag.table.data, 0, 3, kernels) == [row]
             faults.flip_bit(memory[row], bit // 8, bit % 8)
     rows[:, width:] = 0
     assert detected(bag, indices) == set()

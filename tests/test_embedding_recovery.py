@@ -114,13 +114,13 @@ def test_corrupted_row_is_restored(
     bit: int, mode: str, make: Callable[..., sedq.EmbeddingBag], kernels: _dispatch.Context
 ) -> None:
     bag = make(mode=mode)
-    clean, stored = bag(INDICES), bag._table.rows.copy()
+    clean, stored = bag(INDICES), bag.table.rows.copy()
     corrupt(bag, 7, bit=bit)
     silent = bag(INDICES, check="off")
     assert np.array_equal(silent, clean) == (bit >= DIGEST)
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(bag(INDICES), clean)
-    np.testing.assert_array_equal(bag._table.rows, stored)
+    np.testing.assert_array_equal(bag.table.rows, stored)
     assert {(e.operator, e.row, e.rung, e.verdict, e.detail) for e in seen.events} == {
         ("EmbeddingBag", 2, "heal", "memory", "rows [7] reloaded")
     }
@@ -141,15 +141,15 @@ def test_padded_rows_are_a_source_too() -> None:
 @MAKERS
 def test_several_rows_in_several_bags(make: Callable[..., sedq.EmbeddingBag], kernels: _dispatch.Context) -> None:
     bag = make()
-    clean, stored = bag(INDICES), bag._table.rows.copy()
+    clean, stored = bag(INDICES), bag.table.rows.copy()
     corrupt(bag, 0, 2, 9, 10, 15)
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(bag(INDICES), clean)
     assert {e.row for e in seen.events} == {0, 3}
     assert {e.detail for e in seen.events} == {"rows [0, 2, 9, 10] reloaded"}
     assert bag.bad_rows() == [15]  # it was not needed
-    bag.require_intact()
-    np.testing.assert_array_equal(bag._table.rows, stored)
+    bag.table.require_intact()
+    np.testing.assert_array_equal(bag.table.rows, stored)
 
 
 @pytest.mark.parametrize("bit", [SCALE + 30, SCALE + 29, BIAS + 30, 7])
@@ -178,7 +178,7 @@ def test_a_row_detected_by_its_sum_alone_is_restored(kernels: _dispatch.Context)
 def test_without_a_source_corruption_raises(make: Callable[..., sedq.EmbeddingBag], kernels: _dispatch.Context) -> None:
     bag = make(False)
     corrupt(bag, 7, 11)
-    stored = bag._table.rows.copy()
+    stored = bag.table.rows.copy()
     with sedq.monitor() as seen, pytest.raises(sedq.SoftErrorDetected, match=r"still corrupted: rows \[7, 11\]") as caught:
         bag(INDICES)
     assert caught.value.events == tuple(seen.events)
@@ -186,7 +186,7 @@ def test_without_a_source_corruption_raises(make: Callable[..., sedq.EmbeddingBa
         (row, "digest", "raise", "memory", "still corrupted: rows [7, 11], there is no source to reload them from")
         for row in (2, 3)
     }
-    np.testing.assert_array_equal(bag._table.rows, stored)
+    np.testing.assert_array_equal(bag.table.rows, stored)
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.events) == (str(caught.value), caught.value.events)
 
@@ -197,12 +197,12 @@ def test_without_a_source_corruption_raises(make: Callable[..., sedq.EmbeddingBa
 def test_on_error_raise(kernels: _dispatch.Context) -> None:
     bag = from_float()
     corrupt(bag, 7)
-    stored = bag._table.rows.copy()
+    stored = bag.table.rows.copy()
     with sedq.monitor() as seen, pytest.raises(sedq.SoftErrorDetected, match="digest check, row 2") as caught:
         bag(INDICES, on_error="raise")
     assert caught.value.events == tuple(seen.events)
     assert {(e.row, e.rung, e.verdict) for e in seen.events} == {(2, "raise", "unresolved")}
-    np.testing.assert_array_equal(bag._table.rows, stored)  # nothing was tried
+    np.testing.assert_array_equal(bag.table.rows, stored)  # nothing was tried
     assert isinstance(caught.value, RuntimeError)
 
 
@@ -310,7 +310,7 @@ def test_a_fault_among_huge_sums_is_a_detection(bit: int, kernels: _dispatch.Con
 
 def test_bad_rows_and_restore() -> None:
     bag = from_float()
-    stored = bag._table.rows.copy()
+    stored = bag.table.rows.copy()
     corrupt(bag, 2, 5, 11)
     assert bag.bad_rows() == [2, 5, 11]
     assert bag.bad_rows([5, 4, 2, 5]) == [5, 2, 5]
@@ -321,7 +321,7 @@ def test_bad_rows_and_restore() -> None:
     assert bag.restore([5, 3]) == [5, 3]
     assert bag.bad_rows() == [2, 11]
     assert bag.restore(np.arange(ROWS)) == list(range(ROWS))
-    np.testing.assert_array_equal(bag._table.rows, stored)
+    np.testing.assert_array_equal(bag.table.rows, stored)
     alone = from_float(False)
     corrupt(alone, 2)
     assert alone.restore([2]) == []
@@ -330,7 +330,7 @@ def test_bad_rows_and_restore() -> None:
 
 def uses(bag: sedq.EmbeddingBag) -> dict[str, Callable[[], Any]]:
     return {
-        "require_intact": bag.require_intact,
+        "require_intact": bag.table.require_intact,
         "to_fused": bag.to_fused,
         "pickle": lambda: pickle.dumps(bag),
         "copy": lambda: copy.copy(bag),
@@ -375,7 +375,7 @@ def test_digests_written_again_hide_a_fault() -> None:
     bag = from_float()
     clean = bag(INDICES)
     corrupt(bag, 7)
-    bag._table.write_digests()
+    bag.table.data.write_digests()
     got = bag(INDICES, on_error="raise")
     assert not np.array_equal(got, clean)
     np.testing.assert_array_equal(got, oracles.bag(bag.to_fused(), INDICES.ravel(), np.arange(5) * 3))

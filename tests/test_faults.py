@@ -101,16 +101,16 @@ def test_flip_weight_bit(n: int, k: int, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("dim", [1, 5, 8, 33])
 def test_flip_row_bit_reaches_all_but_the_padding(dim: int, rng: np.random.Generator) -> None:
     bag = sedq.EmbeddingBag.from_float(rng.normal(size=(3, dim)).astype(np.float32))
-    before = bag._table.rows.copy()
+    before = bag.table.rows.copy()
     width = _embedding.row_bytes(dim)
     for bit in range(8 * (dim + 16)):
         faults.flip_row_bit(bag, 1, bit)
-        ((byte, position),) = flipped(before, bag._table.rows)
+        ((byte, position),) = flipped(before, bag.table.rows)
         at = byte - width
         assert (at, position) == (bit // 8 if bit < 8 * dim else bit // 8 + width - dim - 16, bit % 8)
         assert bag.bad_rows() == [1]
         faults.flip_row_bit(bag, 1, bit)
-    np.testing.assert_array_equal(bag._table.rows, before)
+    np.testing.assert_array_equal(bag.table.rows, before)
     for row, bit in ((-1, 0), (3, 0), (0, -1), (0, 8 * (dim + 16))):
         with pytest.raises(ValueError, match=f"got row {row}, bit {bit}, expected a row below 3 and a bit below"):
             faults.flip_row_bit(bag, row, bit)

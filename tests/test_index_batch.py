@@ -101,14 +101,14 @@ def test_changes_that_cancel_in_the_plain_sum_are_seen(bag: sedq.EmbeddingBag) -
 def test_a_change_while_the_bag_is_pooled_is_seen(bag: sedq.EmbeddingBag, monkeypatch: pytest.MonkeyPatch) -> None:
     index, offsets, _ = arrays()
     expected, batch = bag(index, offsets), sedq.IndexBatch(index, offsets)
-    pool, strikes = sedq.EmbeddingBag.pool, [1]
+    pool, strikes = sedq.EmbeddingBag._pool, [1]
 
-    def struck(self: Any, indices: Array, *args: Any, **kwargs: Any) -> None:
+    def struck(self: Any, call: Any, threshold: Any) -> None:
         if strikes:
-            indices[strikes.pop()] ^= 2
-        pool(self, indices, *args, **kwargs)
+            call.indices[strikes.pop()] ^= 2
+        pool(self, call, threshold)
 
-    monkeypatch.setattr(sedq.EmbeddingBag, "pool", struck)
+    monkeypatch.setattr(sedq.EmbeddingBag, "_pool", struck)
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(bag(batch), expected)
     assert seen.events[0].detail == "indices[1]"

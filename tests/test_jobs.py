@@ -28,7 +28,7 @@ class Changing:
 
 @pytest.fixture
 def table() -> object:
-    return sedq.EmbeddingBag.from_float(np.arange(24, dtype=np.float32).reshape(6, 4))._table
+    return sedq.EmbeddingBag.from_float(np.arange(24, dtype=np.float32).reshape(6, 4)).table.data
 
 
 COUNT = [(-1, detection.Kind.COUNT, 0.0, 0.0)]

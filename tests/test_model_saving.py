@@ -69,7 +69,7 @@ def corrupt_weights(model: sedq.DLRM, patch: pytest.MonkeyPatch) -> None:
 
 
 def corrupt_row(model: sedq.DLRM, patch: pytest.MonkeyPatch) -> None:
-    model.bags[3]._source = None
+    model.bags[3].table.source = None
     faults.flip_row_bit(model.bags[3], 5, 3)
 
 
@@ -114,7 +114,7 @@ def test_a_failed_save_keeps_the_old_file(
 
 
 def test_a_corrupted_part_is_named(model: sedq.DLRM, tmp_path: Path) -> None:
-    model.bags[3]._source = None
+    model.bags[3].table.source = None
     faults.flip_row_bit(model.bags[3], 5, 3)
     with pytest.raises(sedq.SoftErrorDetected, match=r"table.3.*\[5\]"):
         model.save(tmp_path / "m")

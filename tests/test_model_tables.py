@@ -69,17 +69,17 @@ def test_settings_come_back(tmp_path: Path, case: str) -> None:
     twin = sedq.DLRM.load(tmp_path / "m")
     np.testing.assert_array_equal(twin(DENSE, [INDICES]), model(DENSE, [INDICES]))
     made = twin.bags[0]
-    assert (made.shape, made.bits, made.mode, made.asked_rows) == (bag.shape, bag.bits, bag.mode, bag.asked_rows)
-    kept, want = made._redundancy, bag._redundancy
+    assert (made.shape, made.bits, made.mode, made.num_embeddings) == (bag.shape, bag.bits, bag.mode, bag.num_embeddings)
+    kept, want = made.table, bag.table
     assert (kept.locator is None, kept.parity is None) == (want.locator is None, want.parity is None)
     if kept.parity is not None and want.parity is not None:
         assert kept.parity.group == want.parity.group
-    if made._pruning is not None and made._pruning.mapping is not None:
-        assert made._pruning.mapping.dtype == SETTINGS[case]["index_mapping"].dtype
+    if made.pruning is not None and made.pruning.mapping is not None:
+        assert made.pruning.mapping.dtype == SETTINGS[case]["index_mapping"].dtype
     twin.save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "m").read_bytes()
     faults.flip_row_bit(made, 9, 1)
-    made._source = None
+    made.table.source = None
     assert made.scrub().left == ([] if "parity" in SETTINGS[case] or "locate" in SETTINGS[case] else [9])
 
 
@@ -106,9 +106,9 @@ def test_rows_given_to_a_loaded_table_mean_what_they_meant(tmp_path: Path, bits:
 
 def test_a_corrupted_mapping_is_not_saved(tmp_path: Path) -> None:
     bag = sedq.EmbeddingBag.from_float(TABLE, index_mapping=mapping())
-    assert bag._pruning is not None
-    assert bag._pruning.mapping is not None
-    bag._pruning.mapping[0] ^= 1
+    assert bag.pruning is not None
+    assert bag.pruning.mapping is not None
+    bag.pruning.mapping[0] ^= 1
     with pytest.raises(sedq.SoftErrorDetected, match=r"table\.0: the index mapping is corrupted"):
         model_of(bag).save(tmp_path / "m")
     assert not (tmp_path / "m").exists()
@@ -221,7 +221,7 @@ def test_files_are_read_and_written_in_pieces(tmp_path: Path) -> None:
         tracemalloc.stop()
         return result, most
 
-    own = bag._table.rows.nbytes
+    own = bag.table.rows.nbytes
     assert peak(model.save, path)[1] < fused.nbytes / 2
     twin, most = peak(sedq.DLRM.load, path)
     assert most < own + fused.nbytes / 2  # the rows themselves count where they are no map

@@ -217,7 +217,7 @@ def test_a_snapshot_is_json() -> None:
 def test_events_of_float_rows_are_json() -> None:
     bag = sedq.EmbeddingBag.from_float(np.ones((4, 8), np.float32), bits=32)
     for bit in range(23, 31):  # exponent: an infinity or NaN
-        bag._table.rows[1].view(np.uint32)[0] |= np.uint32(1 << bit)
+        bag.table.rows[1].view(np.uint32)[0] |= np.uint32(1 << bit)
     with sedq.monitor() as m, pytest.raises(sedq.SoftErrorDetected):
         bag([[1, 2]], check="threshold", on_error="raise")
     assert not np.isfinite(m.events[0].residual)

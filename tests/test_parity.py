@@ -20,7 +20,7 @@ def table(rows: int, stride: int = 13) -> Array:
 def parity_of(rows: Array, group: int, piece: int = 7) -> Parity:
     made = Parity(len(rows), rows.shape[1], group)
     for first in range(0, len(rows), piece):
-        made.take(rows, first, min(first + piece, len(rows)))
+        made.fill(rows, first, min(first + piece, len(rows)))
     return made
 
 

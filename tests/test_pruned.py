@@ -84,7 +84,7 @@ def test_as_the_oracle(padding: int | None, mapped: bool, dtype: Any, mode: str,
 def test_every_flipped_bit_of_a_mapping_and_of_its_inverse_is_noticed(dtype: Any) -> None:
     bag, _, mapping = pruned(dtype=dtype, keep_source=True)
     every = np.arange(ORIGINAL)[:, None]
-    sound, pruning = bag(every), bag._pruning
+    sound, pruning = bag(every), bag.pruning
     assert pruning is not None
     wrong = 0
     for name in ("mapping", "inverse"):
@@ -108,12 +108,12 @@ def test_every_flipped_bit_of_a_mapping_and_of_its_inverse_is_noticed(dtype: Any
 
 def test_a_corrupted_mapping_is_dealt_with_as_settings_say() -> None:
     bag, table, mapping = pruned()
-    assert bag._pruning is not None
-    assert bag._pruning.mapping is not None
+    assert bag.pruning is not None
+    assert bag.pruning.mapping is not None
     index = int(np.flatnonzero(mapping >= 0)[0])
     other = [i for i in range(ORIGINAL) if i != index]
     for row, want in ((int(mapping[index]) ^ 1, table[int(mapping[index]) ^ 1]), (ROWS, np.zeros(DIM)), (-2, np.zeros(DIM))):
-        bag._pruning.mapping[index] = row
+        bag.pruning.mapping[index] = row
         with warnings.catch_warnings(), sedq.monitor() as seen:
             warnings.simplefilter("error")
             np.testing.assert_array_equal(bag([[index]], check="off"), [want])

@@ -32,22 +32,22 @@ def made(kind: str = "own", bits: int = 8, layout: str = "torch", rows: int = RO
     bag = sedq.EmbeddingBag.from_float(values(rows), bits=bits, **(kwargs if kind == "own" else {}))
     if kind == "own":
         return bag
-    exact = bag._table.rows
+    exact = bag.table.rows
     if bits == 8 and layout != "torch":  # float16 parameters
         params = exact[:, -16:-8].view("<f4")
         params[:] = params.astype(np.float16)
-        bag._table.write_digests()
+        bag.table.data.write_digests()
     return sedq.EmbeddingBag.view_fused(bag.to_fused(layout), bits=bits, layout=layout, dim=DIM, **kwargs)
 
 
 def memory(bag: sedq.EmbeddingBag) -> list[Array]:
     """What a fault can strike: rows, and digests beside them."""
-    return [part for part in (bag._table.rows, bag._table.sidecar) if part is not None]
+    return [part for part in (bag.table.rows, bag.table.sidecar) if part is not None]
 
 
 def readable(bag: sedq.EmbeddingBag) -> list[Array]:
     """What calls read: rows with the overlay in place, and digests beside them."""
-    rows = np.stack([bag._redundancy.stored(number) for number in range(bag.shape[0])])
+    rows = np.stack([bag.table.row(number) for number in range(bag.shape[0])])
     return [rows] + [part.copy() for part in memory(bag)[1:]]
 
 
@@ -71,7 +71,7 @@ def test_every_bit_of_a_row_is_located_and_corrected(kind: str, bits: int, layou
             if kind == "view" and part is memory(bag)[0]:
                 assert bag.bad_rows() == []
                 part[3, bit // 8] ^= np.uint8(1 << bit % 8)  # nobody writes to it but the test
-                bag._redundancy.overlay.clear()
+                bag.table.overlay.clear()
     assert not bag.scrub(redundancy=True)
 
 
@@ -81,44 +81,44 @@ def test_without_locating_sums_nothing_is_located(kind: str, bits: int, layout: 
     memory(bag)[0][3, 1] ^= 2
     report = bag.scrub()
     assert (report.found, report.corrected, report.left) == ([3], [], [3])
-    assert memory(bag)[0][3, 1] ^ 2 == made(kind, bits, layout)._table.rows[3, 1]
+    assert memory(bag)[0][3, 1] ^ 2 == made(kind, bits, layout).table.rows[3, 1]
 
 
 def test_any_wrong_value_of_a_byte_is_corrected() -> None:
     bag = made(locate=True)
-    sound = bag._table.rows.copy()
+    sound = bag.table.rows.copy()
     rng = np.random.default_rng(0)
     for _ in range(500):
         number, byte, change = rng.integers(ROWS), rng.integers(sound.shape[1]), rng.integers(1, 256)
-        bag._table.rows[number, byte] ^= np.uint8(change)
+        bag.table.rows[number, byte] ^= np.uint8(change)
         assert bag.scrub().corrected == [number]
-        np.testing.assert_array_equal(bag._table.rows, sound)
+        np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 @pytest.mark.parametrize("wrong", [2, 3, 8])
 def test_several_wrong_bytes_are_never_taken_for_one(wrong: int) -> None:
     """The weighted sum often finds a byte that would explain them; the CRC knows better."""
     bag = made(locate=True)
-    sound, rng = bag._table.rows.copy(), np.random.default_rng(wrong)
-    length = bag._redundancy.locator.length  # type: ignore[union-attr]
+    sound, rng = bag.table.rows.copy(), np.random.default_rng(wrong)
+    length = bag.table.locator.length  # type: ignore[union-attr]
     candidates = 0
     for _ in range(2000):
         number = int(rng.integers(ROWS))
         at = rng.choice(length, wrong, replace=False)
-        bag._table.rows[number, at] ^= rng.integers(1, 256, wrong, dtype=np.uint8)
-        error = int(bag._table.rows[number, :length].sum(dtype=int) - sound[number, :length].sum(dtype=int))
+        bag.table.rows[number, at] ^= rng.integers(1, 256, wrong, dtype=np.uint8)
+        error = int(bag.table.rows[number, :length].sum(dtype=int) - sound[number, :length].sum(dtype=int))
         weights = np.arange(1, length + 1)
-        moment = int((weights * (bag._table.rows[number, :length].astype(int) - sound[number, :length])).sum())
+        moment = int((weights * (bag.table.rows[number, :length].astype(int) - sound[number, :length])).sum())
         candidates += bool(error and moment % error == 0 and 1 <= moment // error <= length)
         assert bag.scrub().left == bag.bad_rows() == ([number] if bag.bad_rows() else [])
-        bag._table.rows[number] = sound[number]
+        bag.table.rows[number] = sound[number]
     assert candidates > 5, "without the CRC some would have been corrected wrongly"
 
 
 def test_a_wrong_crc_keeps_a_row_from_being_corrected() -> None:
     bag = made(locate=True)
-    bag._table.rows[5, 0] ^= 1
-    bag._redundancy.locator.syndromes[5, 1] ^= 1  # type: ignore[union-attr]
+    bag.table.rows[5, 0] ^= 1
+    bag.table.locator.syndromes[5, 1] ^= 1  # type: ignore[union-attr]
     assert bag.scrub().left == [5]
 
 
@@ -146,7 +146,7 @@ def test_one_row_per_group_is_restored_bit_for_bit(locate: bool, kind: str, bits
         assert bag.bad_rows() == []
         if kind == "view":
             memory(bag)[0][:] = stored
-            bag._redundancy.overlay.clear()
+            bag.table.overlay.clear()
 
 
 @pytest.mark.parametrize("kind", ["view"])
@@ -157,19 +157,19 @@ def test_digests_beside_the_rows_are_made_anew_where_parity_confirms_the_row(kin
     memory(bag)[1][7] = rng.integers(0, 256, memory(bag)[1].shape[1], dtype=np.uint8)
     assert bag.scrub().rebuilt == [7]
     assert same(readable(bag), sound)
-    assert bag._redundancy.overlay == {}
+    assert bag.table.overlay == {}
 
 
 def test_two_bad_rows_of_a_group_are_named() -> None:
     bag = made(parity=GROUP)
     groups = ROWS // GROUP
-    bag._table.rows[[3, 3 + groups, 4], 0] ^= 1
+    bag.table.rows[[3, 3 + groups, 4], 0] ^= 1
     report = bag.scrub()
     assert (report.rebuilt, report.left) == ([4], [3, 3 + groups])
     with pytest.raises(
         sedq.SoftErrorDetected, match=r"rows \[3, 8\], \[3, 8\] in one parity group are corrupted and there is"
     ):
-        bag.require_intact()
+        bag.table.require_intact()
     with sedq.monitor() as seen, pytest.raises(sedq.SoftErrorDetected, match=r"\[3, 8\] in one parity group"):
         bag([[3, 1]])
     assert {(e.rung, e.verdict) for e in seen.events} == {("raise", "memory")}
@@ -177,23 +177,23 @@ def test_two_bad_rows_of_a_group_are_named() -> None:
 
 def test_a_source_helps_where_parity_does_not() -> None:
     bag = made(parity=GROUP, keep_source=True)
-    sound = bag._table.rows.copy()
-    bag._table.rows[[3, 8], 0] ^= 1
+    sound = bag.table.rows.copy()
+    bag.table.rows[[3, 8], 0] ^= 1
     report = bag.scrub()
     assert (report.reloaded, report.rebuilt, report.left) == ([3], [8], []), "the other of the group is no longer in doubt"
     # a row that the source doesn't know is rebuilt once the source has restored the other
     bag.update_rows([3], np.full((1, DIM), 2, np.float32))
-    sound[3] = bag._table.rows[3]
-    bag._table.rows[[3, 8], 0] ^= 1
+    sound[3] = bag.table.rows[3]
+    bag.table.rows[[3, 8], 0] ^= 1
     report = bag.scrub()
     assert (report.rebuilt, report.reloaded, report.left) == ([3], [8], [])
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 @FORMATS
 def test_unsound_parity_restores_nothing(kind: str, bits: int, layout: str) -> None:
     bag = made(kind, bits, layout, parity=GROUP)
-    bag._redundancy.parity.rows[2, 0] ^= 1  # type: ignore[union-attr]
+    bag.table.parity.rows[2, 0] ^= 1  # type: ignore[union-attr]
     memory(bag)[0][2, :4] ^= 255
     assert bag.scrub().left == [2]
     assert bag.bad_rows() == [2]
@@ -202,13 +202,13 @@ def test_unsound_parity_restores_nothing(kind: str, bits: int, layout: str) -> N
 def test_a_parity_row_whose_crc_was_forged_restores_nothing_either() -> None:
     """The digest is checked again after all that."""
     bag = made(parity=GROUP)
-    parity = bag._redundancy.parity
+    parity = bag.table.parity
     assert parity is not None
     parity.update(np.array([7]), np.ones_like(parity.rows[:1]))
-    bag._table.rows[2, :4] ^= 255
-    before = bag._table.rows.copy()
+    bag.table.rows[2, :4] ^= 255
+    before = bag.table.rows.copy()
     assert bag.scrub().left == [2]
-    np.testing.assert_array_equal(bag._table.rows, before)
+    np.testing.assert_array_equal(bag.table.rows, before)
 
 
 # --- calls ---
@@ -248,13 +248,13 @@ def test_the_overlay_is_what_calls_read(mode: Any, weighted: bool, kernels: _dis
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(bag(index, offsets, weights), clean)
     assert seen.detections > 0
-    assert sorted(bag._redundancy.overlay) == [0, 6, ROWS - 1]
+    assert sorted(bag.table.overlay) == [0, 6, ROWS - 1]
     for check in ("off", "digest", "threshold", "exact", "full"):
         with sedq.monitor() as seen:
             np.testing.assert_array_equal(bag(index, offsets, weights, check=check), clean)
         assert seen.detections == 0, "known, and no news"
     # what stands for a row may rot as well
-    bag._redundancy.overlay[6][0] ^= 4
+    bag.table.overlay[6][0] ^= 4
     with sedq.monitor() as seen:
         np.testing.assert_array_equal(bag(index, offsets, weights), clean)
     assert seen.repairs == {"rebuilt": 1}
@@ -271,23 +271,23 @@ def test_a_call_for_no_row_of_the_overlay_takes_no_lock(monkeypatch: pytest.Monk
     monkeypatch.setattr(_guard.Guard, "exclusive", counted)
     memory(bag)[0][6] ^= 0x55
     bag.scrub()
-    assert list(bag._redundancy.overlay) == [6]
+    assert list(bag.table.overlay) == [6]
     for index, locks in (([[1, 2], [5, 7]], 0), ([[1, 2], [6, 7]], 1), ([[6]], 1)):
         calls.clear()
         bag(index)
         assert len(calls) == locks
-    del bag._redundancy.overlay[6]
-    assert bag._redundancy.overlay.places(np.array([6])).size == 0
+    del bag.table.overlay[6]
+    assert bag.table.overlay.places(np.array([6])).size == 0
 
 
 def test_a_table_that_is_only_read_is_never_written_to() -> None:
     bag = made("view", locate=True, parity=GROUP)
-    rows = bag._table.rows
+    rows = bag.table.rows
     rows[5, 0] ^= 1
     struck = rows.copy()
     rows.flags.writeable = False
-    bag.require_intact()
-    np.testing.assert_array_equal(bag._table.rows, struck)
+    bag.table.require_intact()
+    np.testing.assert_array_equal(bag.table.rows, struck)
 
 
 # --- the redundancy itself ---
@@ -296,7 +296,7 @@ def test_a_table_that_is_only_read_is_never_written_to() -> None:
 @FORMATS
 def test_redundancy_that_rotted_is_reported_and_made_anew_on_request(kind: str, bits: int, layout: str) -> None:
     bag = made(kind, bits, layout, locate=True, parity=GROUP)
-    kept = bag._redundancy
+    kept = bag.table
     assert kept.locator is not None
     assert kept.parity is not None
     sound = [kept.locator.syndromes.copy(), kept.parity.rows.copy(), kept.parity.crc.copy()]
@@ -323,11 +323,11 @@ def test_redundancy_that_rotted_is_reported_and_made_anew_on_request(kind: str, 
 
 def test_redundancy_of_corrupted_rows_is_left_alone() -> None:
     bag = made(locate=True, parity=GROUP)
-    sound = bag._table.rows.copy()
-    bag._table.rows[5, :2] ^= 3
+    sound = bag.table.rows.copy()
+    bag.table.rows[5, :2] ^= 3
     assert bag.scrub(repair=False, redundancy=True).stale == []
     assert bag.scrub().rebuilt == [5]
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 @pytest.mark.parametrize("kind", ["own", "view"])
@@ -335,7 +335,7 @@ def test_copies_keep_their_redundancy(kind: str) -> None:
     bag = made(kind, locate=True, parity=GROUP)
     sound = readable(bag)
     for other in (pickle.loads(pickle.dumps(bag)), copy.deepcopy(bag), copy.copy(bag)):
-        other._table.rows[5, :2] ^= 3
+        other.table.rows[5, :2] ^= 3
         assert bag.bad_rows() == []
         assert other.scrub().rebuilt == [5]
         assert same(readable(other), sound)

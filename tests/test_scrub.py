@@ -26,9 +26,9 @@ def fused(bits: int = 8, layout: str = "torch", rows: int = ROWS) -> Array:
         return table.astype(np.float16) if bits == 16 else table
     made = sedq.EmbeddingBag.from_float(table, bits=bits)
     if bits == 8 and layout != "torch":  # float16 parameters
-        params = made._table.rows[:, -16:-8].view("<f4")
+        params = made.table.rows[:, -16:-8].view("<f4")
         params[:] = params.astype(np.float16)
-        made._table.write_digests()
+        made.table.data.write_digests()
     return made.to_fused(layout)
 
 
@@ -54,8 +54,8 @@ def strike(path: Path, *numbers: int, bytes_: int = 1) -> None:
 @pytest.mark.parametrize("step", [1, 7, 64, 199, 200, 1000])
 def test_a_table_is_gone_through_piece_by_piece(step: int, kernels: _dispatch.Context) -> None:
     bag = sedq.EmbeddingBag.from_fused(fused(), locate=True)
-    sound, struck = bag._table.rows.copy(), [0, 6, 7, 63, 64, 150, ROWS - 1]
-    bag._table.rows[struck, 1] ^= 4
+    sound, struck = bag.table.rows.copy(), [0, 6, 7, 63, 64, 150, ROWS - 1]
+    bag.table.rows[struck, 1] ^= 4
     at, found, reports = 0, list[int](), 0
     while True:
         report = bag.scrub(at, step)
@@ -67,23 +67,23 @@ def test_a_table_is_gone_through_piece_by_piece(step: int, kernels: _dispatch.Co
             break
     assert found == struck
     assert reports == -(-ROWS // step)
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 def test_without_repair_nothing_is_written() -> None:
     bag = sedq.EmbeddingBag.from_fused(fused(), locate=True, parity=8)
-    bag._table.rows[3, 0] ^= 1
-    kept = bag._redundancy
+    bag.table.rows[3, 0] ^= 1
+    kept = bag.table
     assert kept.locator is not None
     assert kept.parity is not None
     kept.locator.syndromes[9, 0] ^= 1
     kept.parity.rows[1, 0] ^= 1
-    before = [part.copy() for part in (bag._table.rows, kept.locator.syndromes, kept.parity.rows)]
+    before = [part.copy() for part in (bag.table.rows, kept.locator.syndromes, kept.parity.rows)]
     for _ in range(2):
         report = bag.scrub(repair=False, redundancy=True)
         assert (report.found, report.left, report.corrected) == ([3], [3], [])
         assert report.stale == ["locating sums of row 9", "parity of group 1"]
-    for part, was in zip((bag._table.rows, kept.locator.syndromes, kept.parity.rows), before, strict=True):
+    for part, was in zip((bag.table.rows, kept.locator.syndromes, kept.parity.rows), before, strict=True):
         np.testing.assert_array_equal(part, was)
 
 

@@ -111,9 +111,9 @@ def test_a_residual_that_no_other_path_has_is_a_fault(
 
 def test_what_the_bound_refuses_is_persistent(bag: sedq.EmbeddingBag, monkeypatch: pytest.MonkeyPatch) -> None:
     class Struck(type(bag)):  # type: ignore[misc]
-        def compute_again(self, kernels: Any, numbers: Any, call: Any, stats: Any = None) -> Any:
-            _, again, sums = super().compute_again(kernels, numbers, call, stats)
-            return [(0, detection.Kind.SUM, 1.0, 0.5)], again, sums
+        def _compute_again(self, kernels: Any, numbers: Any, call: Any, stats: Any = None) -> Any:
+            _, again = super()._compute_again(kernels, numbers, call, stats)
+            return [detection.Finding(0, detection.Kind.SUM, 1.0, 0.5)], again
 
     monkeypatch.setattr(bag, "__class__", Struck)
     for threshold in ("bound", "paper"):

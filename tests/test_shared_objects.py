@@ -220,8 +220,8 @@ def test_copies_forget_what_was_mended(bag: sedq.EmbeddingBag) -> None:
     faults.flip_row_bit(bag, 7, 5)
     bag.scrub()
     for twin in (copy.copy(bag), copy.deepcopy(bag)):
-        assert (twin._mends, twin._mended) == (0, {})
-    assert (bag._mends, bag._mended) == (1, {7: 1})
+        assert (twin.table.repairs, twin.table.repaired_at) == (0, {})
+    assert (bag.table.repairs, bag.table.repaired_at) == (1, {7: 1})
 
 
 # ---- what another thread mended, and did not cause the finding

@@ -188,12 +188,6 @@ FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isroutine(
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
 # entry points of models and kernels, not of users
 INTERNAL = {
-    "EmbeddingBag.compute_again",
-    "EmbeddingBag.deal_with",
-    "EmbeddingBag.mend_in_call",
-    "EmbeddingBag.pool",
-    "EmbeddingBag.require_intact",
-    "IndexBatch.alone",
     "PackedWeights.epilogue",
     "PackedWeights.heal_in_call",
     "PackedWeights.healed_since",

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
+from sedq._core import _embedding
 from sedq.embedding import _formats, _guard
 
 Array = NDArray[Any]
@@ -25,7 +26,7 @@ def made(bits: int = 8, **kwargs: Any) -> sedq.EmbeddingBag:
 
 
 def redundancy(bag: sedq.EmbeddingBag) -> list[Array]:
-    kept = bag._redundancy
+    kept = bag.table
     assert kept.locator is not None
     assert kept.parity is not None
     return [kept.locator.syndromes, kept.parity.rows, kept.parity.crc]
@@ -40,7 +41,7 @@ def test_an_updated_table_is_the_one_made_of_the_new_values(bits: int) -> None:
         table[numbers] = values(seed, 17)
         bag.update_rows(numbers, table[numbers])
     expected = sedq.EmbeddingBag.from_float(table, bits=bits, locate=True, parity=GROUP)
-    np.testing.assert_array_equal(bag._table.rows, expected._table.rows)
+    np.testing.assert_array_equal(bag.table.rows, expected.table.rows)
     for got, want in zip(redundancy(bag), redundancy(expected), strict=True):
         np.testing.assert_array_equal(got, want)
     assert not bag.scrub(redundancy=True)
@@ -52,35 +53,35 @@ def test_fused_rows_in_the_layout_of_the_table() -> None:
     bag.update_rows(np.array([5, 2], np.int32), _formats.quantize_rows(new, 8))
     expected = made()
     expected.update_rows([5, 2], new)
-    np.testing.assert_array_equal(bag._table.rows, expected._table.rows)
+    np.testing.assert_array_equal(bag.table.rows, expected.table.rows)
 
 
 def test_an_update_over_a_corrupted_row_does_not_carry_its_error_into_the_parity() -> None:
     bag = made(locate=True, parity=GROUP)
-    bag._table.rows[7, :3] ^= 255
+    bag.table.rows[7, :3] ^= 255
     bag.update_rows([7], values(8, 1))
     assert not bag.scrub(redundancy=True)
-    bag._table.rows[7, :3] ^= 255
-    sound = bag._table.rows.copy()
+    bag.table.rows[7, :3] ^= 255
+    sound = bag.table.rows.copy()
     sound[7, :3] ^= 255
     assert bag.scrub().rebuilt == [7]
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 def test_an_update_beside_a_corrupted_row_of_its_group_keeps_it_repairable() -> None:
     bag = made(parity=GROUP)
     other = 7 + ROWS // GROUP
-    sound = bag._table.rows[other].copy()
-    bag._table.rows[other, :3] ^= 255
+    sound = bag.table.rows[other].copy()
+    bag.table.rows[other, :3] ^= 255
     bag.update_rows([7], values(8, 1))
     assert bag.scrub().rebuilt == [other]
-    np.testing.assert_array_equal(bag._table.rows[other], sound)
+    np.testing.assert_array_equal(bag.table.rows[other], sound)
 
 
 def test_two_corrupted_rows_of_which_one_is_overwritten_are_not_rebuilt_from_what_nobody_knows() -> None:
     bag = made(parity=GROUP)
     other = 7 + ROWS // GROUP
-    bag._table.rows[[7, other], :3] ^= 255
+    bag.table.rows[[7, other], :3] ^= 255
     bag.update_rows([7], values(8, 1))
     assert bag.scrub().left == [other]
 
@@ -88,7 +89,7 @@ def test_two_corrupted_rows_of_which_one_is_overwritten_are_not_rebuilt_from_wha
 def test_the_source_is_no_longer_asked_for_updated_rows() -> None:
     bag = made(keep_source=True)
     bag.update_rows([7], values(8, 1))
-    bag._table.rows[[7, 8], 0] ^= 1
+    bag.table.rows[[7, 8], 0] ^= 1
     report = bag.scrub()
     assert (report.reloaded, report.left) == ([8], [7])
 
@@ -98,31 +99,31 @@ def test_an_updated_row_is_not_replaced_by_its_old_self_of_the_same_digest() -> 
     bag = made(keep_source=True)
     new = values(0)[7:8, ::-1].copy()
     bag.update_rows([7], new)
-    sound = bag._table.rows[7].copy()
-    bag._table.rows[7, 0] ^= 1
+    sound = bag.table.rows[7].copy()
+    bag.table.rows[7, 0] ^= 1
     report = bag.scrub()
     assert (report.reloaded, report.left) == ([], [7])
-    bag._table.rows[7] = sound
-    assert (sound != sedq.EmbeddingBag.from_float(values(0))._table.rows[7]).any()
-    assert sound[-8:].tobytes() == sedq.EmbeddingBag.from_float(values(0))._table.rows[7, -8:].tobytes()
+    bag.table.rows[7] = sound
+    assert (sound != sedq.EmbeddingBag.from_float(values(0)).table.rows[7]).any()
+    assert sound[-8:].tobytes() == sedq.EmbeddingBag.from_float(values(0)).table.rows[7, -8:].tobytes()
 
 
 def test_a_source_that_is_not_what_it_was_restores_nothing() -> None:
     """Neither if it changed, nor where the digest was struck and the source can't confirm the row."""
     source = values(0)
     bag = sedq.EmbeddingBag.from_float(source, keep_source=True)
-    sound = bag._table.rows.copy()
+    sound = bag.table.rows.copy()
     source[7] += np.arange(DIM)
-    bag._table.rows[7, 0] ^= 1
-    bag._table.rows[8, -1] ^= 1
-    struck = bag._table.rows.copy()
+    bag.table.rows[7, 0] ^= 1
+    bag.table.rows[8, -1] ^= 1
+    struck = bag.table.rows.copy()
     report = bag.scrub()
     assert (report.reloaded, report.left) == ([8], [7])
-    np.testing.assert_array_equal(bag._table.rows[8], sound[8])
-    np.testing.assert_array_equal(bag._table.rows[7], struck[7])
+    np.testing.assert_array_equal(bag.table.rows[8], sound[8])
+    np.testing.assert_array_equal(bag.table.rows[7], struck[7])
     source[7] -= np.arange(DIM)
     assert bag.scrub().reloaded == [7]
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 def test_parity_that_missed_an_update_rebuilds_nothing_whose_digest_fits_by_chance() -> None:
@@ -131,14 +132,14 @@ def test_parity_that_missed_an_update_rebuilds_nothing_whose_digest_fits_by_chan
     other = 7 + ROWS // GROUP
     fused[[7, other], :2] = 0, 3
     bag = sedq.EmbeddingBag.from_fused(fused, parity=GROUP)
-    bag._table.rows[[7, other], 5] ^= 255
+    bag.table.rows[[7, other], 5] ^= 255
     new = fused[7:8].copy()
     new[0, :2] ^= 3  # codes 0, 3 become 3, 0; the same change makes that of the other row, and neither changes its sum
     bag.update_rows([7], new)
     assert bag.scrub().left == [other]
     bag.update_rows([other], fused[other : other + 1])
     bag.scrub(redundancy=True)
-    bag._table.rows[other, 5] ^= 255
+    bag.table.rows[other, 5] ^= 255
     assert bag.scrub().rebuilt == [other]
 
 
@@ -156,10 +157,10 @@ BAD: list[tuple[type[Exception], str, Any, Any]] = [
 @pytest.mark.parametrize(("kind", "message", "indices", "new"), BAD)
 def test_bad_arguments_write_nothing(kind: type[Exception], message: str, indices: Any, new: Any) -> None:
     bag = made(parity=GROUP)
-    before = bag._table.rows.copy()
+    before = bag.table.rows.copy()
     with pytest.raises(kind, match=message):
         bag.update_rows(indices, new)
-    np.testing.assert_array_equal(bag._table.rows, before)
+    np.testing.assert_array_equal(bag.table.rows, before)
     assert not bag.scrub(redundancy=True)
 
 
@@ -171,9 +172,9 @@ def test_a_table_that_is_only_read_takes_no_updates() -> None:
 
 def test_no_rows_is_no_update() -> None:
     bag = made()
-    before = bag._table.rows.copy()
+    before = bag.table.rows.copy()
     bag.update_rows(np.empty(0, np.int64), np.empty((0, DIM), np.float32))
-    np.testing.assert_array_equal(bag._table.rows, before)
+    np.testing.assert_array_equal(bag.table.rows, before)
 
 
 # ---- threads
@@ -232,7 +233,7 @@ def test_readers_see_a_row_as_it_was_or_as_it_is(check: str) -> None:
 def test_without_the_guard_a_reader_would_see_half_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """The write that falls into a read is what the guard makes the reader repeat."""
     bag = sedq.EmbeddingBag.from_float(np.full((2, 4), 1, np.float32), bits=32)
-    pool = sedq.embedding._pooling._embedding.pool
+    pool = _embedding.pool
     writes = [np.full((1, 4), 2, np.float32)]
 
     def late(*args: Any) -> Any:
@@ -241,7 +242,7 @@ def test_without_the_guard_a_reader_would_see_half_a_row(monkeypatch: pytest.Mon
             bag.update_rows([1], writes.pop())  # row 1 had been read already
         return result
 
-    monkeypatch.setattr(sedq.embedding._pooling._embedding, "pool", late)
+    monkeypatch.setattr(_embedding, "pool", late)
     np.testing.assert_array_equal(bag([[0, 1]]), [[3, 3, 3, 3]])
     writes.append(np.full((1, 4), 5, np.float32))
     monkeypatch.setattr(_guard.Guard, "read", lambda self, function, *args: function(*args))

@@ -29,7 +29,7 @@ def made(bits: int = 8, kind: str = "own", **kwargs: Any) -> sedq.EmbeddingBag:
 
 
 def redundancy(bag: sedq.EmbeddingBag) -> dict[str, Array]:
-    kept = bag._redundancy
+    kept = bag.table
     parts = {} if kept.locator is None else {"syndromes": kept.locator.syndromes.view(np.uint8)}
     if kept.parity is not None:
         parts |= {"parity": kept.parity.rows, "crc": kept.parity.crc[:, None].view(np.uint8)}
@@ -54,15 +54,15 @@ def swap(row: Array) -> None:
 @pytest.mark.parametrize("kept", [{"keep_source": True}, {"parity": GROUP}, {"parity": GROUP, "locate": True}])
 def test_a_zeroed_row_comes_back(kept: dict[str, Any], row: int, bits: int) -> None:
     bag = made(bits, **kept)
-    sound, index = bag._table.rows.copy(), np.arange(ROWS)[:, None]
+    sound, index = bag.table.rows.copy(), np.arange(ROWS)[:, None]
     clean = bag(index)
-    bag._table.rows[row] = 0
+    bag.table.rows[row] = 0
     assert bag.bad_rows() == [row]
     assert bag.scrub().left == []
-    np.testing.assert_array_equal(bag._table.rows, sound)
-    bag._table.rows[row] = 0
+    np.testing.assert_array_equal(bag.table.rows, sound)
+    bag.table.rows[row] = 0
     np.testing.assert_array_equal(bag(index), clean)
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 @EVERY
@@ -70,9 +70,9 @@ def test_a_zeroed_row_comes_back(kept: dict[str, Any], row: int, bits: int) -> N
 def test_a_zeroed_row_beside_a_zeroed_sidecar_comes_back_from_parity(row: int, bits: int) -> None:
     bag = made(bits, "view", parity=GROUP)
     clean = bag(np.arange(ROWS)[:, None])
-    bag._table.rows.setflags(write=True)
-    bag._table.rows[row] = 0
-    bag._table.sidecar[row] = 0
+    bag.table.rows.setflags(write=True)
+    bag.table.rows[row] = 0
+    bag.table.sidecar[row] = 0
     assert bag.scrub().rebuilt == [row]
     np.testing.assert_array_equal(bag(np.arange(ROWS)[:, None]), clean)
 
@@ -80,7 +80,7 @@ def test_a_zeroed_row_beside_a_zeroed_sidecar_comes_back_from_parity(row: int, b
 def test_a_table_of_zeros_has_no_row_of_zeros() -> None:
     bag = sedq.EmbeddingBag.from_fused(np.zeros((3, DIM + 8), np.uint8))
     assert bag.bad_rows() == []
-    bag._table.rows[:] = 0
+    bag.table.rows[:] = 0
     assert bag.bad_rows() == [0, 1, 2]
 
 
@@ -90,16 +90,16 @@ def test_a_zeroed_page_comes_back_from_the_file_of_a_model(tmp_path: Path) -> No
     model = sedq.DLRM(layers[0], [values()], layers[1])
     model.quantize((rng.normal(size=(30, 4)), [rng.integers(0, ROWS, (30, 2))], None)).save(tmp_path / "model.npz")
     bag = sedq.DLRM.load(tmp_path / "model.npz").bags[0]
-    sound = bag._table.rows.copy()
-    bag._table.rows[:10] = 0
+    sound = bag.table.rows.copy()
+    bag.table.rows[:10] = 0
     assert bag.scrub().reloaded == list(range(10))
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 def test_a_source_that_a_possible_digest_contradicts_is_not_believed() -> None:
     bag = made(keep_source=True)
-    bag._source.weight = values() + 1  # type: ignore[union-attr, attr-defined]
-    bag._table.rows[3, 0] ^= 1
+    bag.table.source.weight = values() + 1  # type: ignore[union-attr, attr-defined]
+    bag.table.rows[3, 0] ^= 1
     assert bag.scrub().left == [3]
     assert bag.restore([3]) == []
 
@@ -111,51 +111,51 @@ def test_a_source_that_a_possible_digest_contradicts_is_not_believed() -> None:
 @pytest.mark.parametrize("kind", ["own", "view"])
 def test_swapped_bytes_are_restored_if_parity_and_locating_sums_agree(kind: str, bits: int) -> None:
     bag = made(bits, kind, locate=True, parity=GROUP)
-    before, sound = redundancy(bag), bag._table.rows.copy()
+    before, sound = redundancy(bag), bag.table.rows.copy()
     kept = {name: part.copy() for name, part in before.items()}
-    bag._table.rows.setflags(write=True)
-    swap(bag._table.rows[7])
+    bag.table.rows.setflags(write=True)
+    swap(bag.table.rows[7])
     seen = bag.scrub(repair=False, redundancy=True)
     assert (seen.found, seen.left, seen.stale) == ([7], [7], [])
     report = bag.scrub(redundancy=True)
     assert (report.found, report.rebuilt, report.left, report.stale) == ([7], [7], [], [])
-    np.testing.assert_array_equal(bag._redundancy.stored(7), sound[7])
+    np.testing.assert_array_equal(bag.table.row(7), sound[7])
     assert same(redundancy(bag), kept)
     assert not bag.scrub(redundancy=True)
 
 
 def test_swapped_bytes_are_restored_by_parity_if_only_one_row_can_be_the_wrong_one() -> None:
     bag = made(parity=GROUP)
-    sound = bag._table.rows.copy()
-    swap(bag._table.rows[7])
+    sound = bag.table.rows.copy()
+    swap(bag.table.rows[7])
     assert not bag.scrub(), "a digest is blind to order"
     assert bag.scrub(redundancy=True).rebuilt == [7]
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 @pytest.mark.parametrize("kind", ["own", "view"])
 def test_swapped_bytes_with_locating_sums_alone_are_reported(kind: str) -> None:
     bag = made(8, kind, locate=True)
-    bag._table.rows.setflags(write=True)
-    kept = bag._redundancy.locator.syndromes.copy()  # type: ignore[union-attr]
-    swap(bag._table.rows[7])
-    struck = bag._table.rows.copy()
+    bag.table.rows.setflags(write=True)
+    kept = bag.table.locator.syndromes.copy()  # type: ignore[union-attr]
+    swap(bag.table.rows[7])
+    struck = bag.table.rows.copy()
     report = bag.scrub(redundancy=True)
     assert (report.found, report.left, report.stale) == ([7], [7], [])
     assert report.evidence == {7: "fits its digest, but does not fit its locating sums"}
     refused = bag.rebuild_redundancy([7])
     assert refused.rebuilt == []
     assert refused.refused == ["locating sums of row 7: only its digest confirms row 7, expected a source or two witnesses"]
-    np.testing.assert_array_equal(bag._table.rows, struck)
-    np.testing.assert_array_equal(bag._redundancy.locator.syndromes, kept)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(bag.table.rows, struck)
+    np.testing.assert_array_equal(bag.table.locator.syndromes, kept)  # type: ignore[union-attr]
 
 
 def test_swapped_bytes_are_reloaded_where_a_source_and_locating_sums_agree() -> None:
     bag = made(locate=True, keep_source=True)
-    sound = bag._table.rows.copy()
-    swap(bag._table.rows[7])
+    sound = bag.table.rows.copy()
+    swap(bag.table.rows[7])
     assert bag.scrub(redundancy=True).reloaded == [7]
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 def equal_rows(**kwargs: Any) -> sedq.EmbeddingBag:
@@ -164,37 +164,37 @@ def equal_rows(**kwargs: Any) -> sedq.EmbeddingBag:
 
 def test_a_group_whose_rows_could_all_be_the_wrong_one_is_reported() -> None:
     bag = equal_rows()
-    swap(bag._table.rows[7])
-    struck = bag._table.rows.copy()
+    swap(bag.table.rows[7])
+    struck = bag.table.rows.copy()
     report = bag.scrub(redundancy=True)
     assert 7 in report.left
     assert report.found == report.left == [n for n in range(1, ROWS, GROUPS) if n in report.left]
     assert len(report.left) > 1
     assert "says that one of rows" in report.evidence[7]
-    np.testing.assert_array_equal(bag._table.rows, struck)
+    np.testing.assert_array_equal(bag.table.rows, struck)
 
 
 def test_a_source_says_which_row_of_a_group_is_the_wrong_one() -> None:
     bag = equal_rows(keep_source=True)
-    sound = bag._table.rows.copy()
-    swap(bag._table.rows[7])
+    sound = bag.table.rows.copy()
+    swap(bag.table.rows[7])
     report = bag.scrub(redundancy=True)
     assert (report.found, report.left) == ([7], [])
-    np.testing.assert_array_equal(bag._table.rows, sound)
+    np.testing.assert_array_equal(bag.table.rows, sound)
 
 
 def test_parity_that_missed_an_update_does_not_bring_old_rows_back() -> None:
     for kwargs in ({}, {"locate": True}):
         bag = made(parity=GROUP, **kwargs)
-        parity = bag._redundancy.parity
+        parity = bag.table.parity
         assert parity is not None
         old = parity.rows.copy(), parity.crc.copy()
         bag.update_rows([7], values()[:1])
         parity.rows[:], parity.crc[:] = old
-        rows = bag._table.rows.copy()
+        rows = bag.table.rows.copy()
         report = bag.scrub(redundancy=True)
         assert (report.found, report.stale) == ([], ["parity of group 1"])
-        np.testing.assert_array_equal(bag._table.rows, rows)
+        np.testing.assert_array_equal(bag.table.rows, rows)
         assert bag.rebuild_redundancy([7]).rebuilt == (["parity of group 1"] if kwargs else [])
 
 
@@ -203,10 +203,10 @@ def test_parity_that_missed_an_update_does_not_bring_old_rows_back() -> None:
 
 def damage(rng: np.random.Generator, bag: sedq.EmbeddingBag, groups: list[int], *, many: bool) -> None:
     """Flip 1 to 8 bits in one place of each of some groups, or in several."""
-    bag._table.rows.setflags(write=True)
-    parts = {"rows": bag._table.rows, **redundancy(bag)}
-    if bag._table.sidecar is not None:
-        parts["sidecar"] = bag._table.sidecar
+    bag.table.rows.setflags(write=True)
+    parts = {"rows": bag.table.rows, **redundancy(bag)}
+    if bag.table.sidecar is not None:
+        parts["sidecar"] = bag.table.sidecar
     for group in groups:
         for _ in range(int(rng.integers(1, 4)) if many else 1):
             name = str(rng.choice(list(parts)))
@@ -232,21 +232,21 @@ CONFIGURATIONS = [
 @pytest.mark.parametrize(("kind", "kept"), CONFIGURATIONS)
 def test_a_row_is_right_or_reported_whatever_was_struck(kind: str, kept: dict[str, Any], bits: int) -> None:
     bag = made(bits, kind, **kept)
-    rng, sound, pure = np.random.default_rng([bits, len(kept)]), bag._table.rows.copy(), redundancy(bag)
+    rng, sound, pure = np.random.default_rng([bits, len(kept)]), bag.table.rows.copy(), redundancy(bag)
     pure = {name: part.copy() for name, part in pure.items()}
-    beside = None if bag._table.sidecar is None else bag._table.sidecar.copy()
+    beside = None if bag.table.sidecar is None else bag.table.sidecar.copy()
     restored = reported = 0
     for _ in range(60):
         # without locating sums, two faults in one group may look like one in a third row
         damage(rng, bag, rng.choice(GROUPS, 2, replace=False).tolist(), many="locate" in kept)
-        struck, before = bag._table.rows.copy(), {name: part.copy() for name, part in redundancy(bag).items()}
+        struck, before = bag.table.rows.copy(), {name: part.copy() for name, part in redundancy(bag).items()}
         report = bag.scrub(redundancy=True)
         for number in range(ROWS):
             if number in report.left:
-                np.testing.assert_array_equal(bag._table.rows[number], struck[number])
-                assert number not in bag._redundancy.overlay
+                np.testing.assert_array_equal(bag.table.rows[number], struck[number])
+                assert number not in bag.table.overlay
             else:
-                np.testing.assert_array_equal(bag._redundancy.stored(number), sound[number])
+                np.testing.assert_array_equal(bag.table.row(number), sound[number])
         assert same(redundancy(bag), before), "a scrub writes no redundancy"
         restored += len(report.corrected + report.rebuilt + report.reloaded)
         reported += len(report.left)
@@ -257,10 +257,10 @@ def test_a_row_is_right_or_reported_whatever_was_struck(kind: str, kept: dict[st
             assert (part == before[name]).all(axis=1)[wrong].all(), f"{name} were made from a wrong row"
         for name, part in redundancy(bag).items():
             part[:] = pure[name]
-        bag._table.rows[:] = sound
-        bag._redundancy.overlay.clear()
+        bag.table.rows[:] = sound
+        bag.table.overlay.clear()
         if beside is not None:
-            bag._table.sidecar[:] = beside
+            bag.table.sidecar[:] = beside
     assert restored > 3
     assert reported > 0 or "parity" in kept or "keep_source" in kept
 

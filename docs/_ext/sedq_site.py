@@ -23,16 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {".py": "python", ".pyi": "python", ".pyx": "cython", ".pxd": "cython", ".c": "c", ".h": "c", ".json": "json"}
 # members for models and kernels, not for users
 INTERNAL = {
-    "alone",
-    "asked_rows",
-    "asks_apart",
-    "deal_with",
     "epilogue",
     "heal_in_call",
     "healed_since",
     "heals",
     "integer_epilogue",
-    "pool",
     "require_intact",
     "run",
 }

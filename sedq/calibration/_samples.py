@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq import _config, _validation, detection
-from sedq._core import _dispatch, _embedding
-from sedq.embedding import EmbeddingBag
+from sedq._core import _dispatch
+from sedq.embedding import EmbeddingBag, measure_sums
 from sedq.embedding._requests import bags
 from sedq.exceptions import SoftErrorDetected
 from sedq.models import DLRM
@@ -68,12 +68,12 @@ def table_digest(bag: EmbeddingBag) -> str:
     known = _digests.get(bag)
     if known is None or known[0] != version:
         # a write meanwhile makes another version, under which the next call looks again
-        known = _digests[bag] = version, bag._guard.read(_digest_of_digests, bag)
+        known = _digests[bag] = version, bag.table.guard.read(_digest_of_digests, bag)
     return known[1]
 
 
 def _digest_of_digests(bag: EmbeddingBag) -> str:
-    return hashlib.sha256(np.ascontiguousarray(bag._table.digests).data).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(bag.table.data.digests).data).hexdigest()
 
 
 def collect(target: EmbeddingBag | DLRM, samples: object, include_last_offset: bool) -> list[TableSamples]:
@@ -114,7 +114,7 @@ def _bag_calls(samples: object, include_last_offset: bool) -> Iterator[Call]:
 
 def _model_calls(samples: object, model: DLRM, include_last_offset: bool) -> Iterator[list[Call]]:
     """Yield for each call what each table is given; the calls are checked as the model would."""
-    inputs, rows = model.bottom[0].packed.shape[1], [bag.asked_rows for bag in model.bags]
+    inputs, rows = model.bottom[0].packed.shape[1], [bag.num_embeddings for bag in model.bags]
     for sample in _listed(samples):
         if all(hasattr(sample, name) for name in ("dense", "indices", "offsets")):
             request, last = (sample.dense, sample.indices, sample.offsets), True
@@ -146,32 +146,17 @@ def _is_call(first: Sequence[Any]) -> bool:
 def _run(bag: EmbeddingBag, calls: list[Call]) -> TableSamples:
     if bag.bits > 8:
         raise ValueError(f"bag_or_model: got {bag!r}, whose rows are floats, expected quantised ones of at most 8 bits")
-    settings = _config.resolve(None, None, None)
+    settings = _config.resolve("exact", None, None)
     parts, outputs, steps, kept = [], [], [], 0
-    if bag._pruning is not None:
+    if bag.pruning is not None:
         raise ValueError(f"bag_or_model: got {bag!r} with pruned rows or a padding_idx, expected one without")
     for index, starts, weights in calls:
-        stats = np.empty((len(starts) - 1, 3))
-        out = np.empty((len(stats), bag.shape[1]), np.float32)
-        level = _embedding.CHECK_DIGEST | _embedding.CHECK_SUM
-        found = _embedding.pool(
-            settings.kernels,
-            bag._table,
-            index,
-            starts,
-            weights,
-            out,
-            level,
-            _embedding.LIMIT_BOUND,
-            0.0,
-            bag.mode == "mean",
-            settings.num_threads or 0,
-            stats=stats,
-        )
+        out = np.empty((len(starts) - 1, bag.shape[1]), np.float32)
+        found, stats = measure_sums(bag, index, starts, weights, out, settings)
         if found:
             known = [f for f in found if f.kind != detection.Kind.OVERFLOW] or [detection.Finding(-1, detection.Kind.SUM)]
             events = detection.conclude("calibrate_thresholds", known, _dispatch.current_cpu(), "raise", "unresolved")
-            message = f"{bag!r}: bag {found[0][0]} of the samples is corrupted, nothing was calibrated"
+            message = f"{bag!r}: bag {found[0].row} of the samples is corrupted, nothing was calibrated"
             raise SoftErrorDetected(message, events)
         parts.append(stats)
         if kept < KEPT:
@@ -219,7 +204,7 @@ def _steps(bag: EmbeddingBag, index: Array, starts: Array, weights: Array | None
     steps = np.zeros(len(starts) - 1)
     some = np.flatnonzero(np.diff(starts))
     first = starts[some]
-    table = bag._table
+    table = bag.table.data
     kind, size = ("<f2", 2) if table.half else ("<f4", 4)
     stored = table.rows[index[first], table.params_at : table.params_at + size]
     scales = np.ascontiguousarray(stored).view(kind)[:, 0].astype(np.float64)

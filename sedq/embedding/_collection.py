@@ -19,9 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, _validation, detection
 from sedq._core import _collection, _dispatch, _embedding
-from sedq.embedding._bag import EmbeddingBag
-from sedq.embedding._index_batch import IndexBatch, consume
-from sedq.embedding._pooling import Call, level_of, stats_for
+from sedq.embedding._bag import Call, EmbeddingBag, level_of, pool_into, stats_for
+from sedq.embedding._index_batch import IndexBatch, consume, require_none_beside
 from sedq.embedding._requests import check_range, limit, weights_of
 
 __all__ = ["EmbeddingBagCollection"]
@@ -121,7 +120,7 @@ class EmbeddingBagCollection:
         settings = _config.resolve(check, on_error, num_threads)
         if isinstance(indices, IndexBatch):
             batch = indices
-            batch.alone(offsets, per_sample_weights)
+            require_none_beside(offsets, per_sample_weights)
             return consume(
                 [batch],
                 lambda using: self._pool(batch.indices, batch.offsets, batch.per_sample_weights, out, using, threshold),
@@ -171,17 +170,17 @@ class EmbeddingBagCollection:
     ) -> None:
         """Pool all tables once, one after the other where one of them or a bag needs more than the compiled loop does."""
         tables, batch = len(self.bags), len(result)
-        if any(bag.asks_apart for bag in self.bags) or _any_long(index, starts):
+        if any(bag._needs_own_call for bag in self.bags) or _any_long(index, starts):
             self._check_requests(index, starts)
             for number in range(tables):
                 self._pool_one(number, index, starts, weights, result, settings, threshold)
             return
         level, limits = level_of(settings), [limit(threshold, bag) for bag in self.bags]
         stats = stats_for(limits[0], level, tables * batch)
-        versions, mends = [bag.version for bag in self.bags], [bag._mends for bag in self.bags]
+        versions, repairs = [bag.version for bag in self.bags], [bag.table.repairs for bag in self.bags]
         found = _collection.pool_many(
             settings.kernels,
-            [bag._table for bag in self.bags],
+            [bag.table.data for bag in self.bags],
             index,
             starts,
             weights,
@@ -202,8 +201,9 @@ class EmbeddingBagCollection:
                 continue
             arrays = self._part(number, index, starts, weights)
             if found is not None and number in found:
-                call = Call(*arrays, None, level, limits[number], mends[number])
-                bag.deal_with(found[number], call, self._columns_of(number, result), None, settings, f"table.{number}")
+                out, name, mean = self._columns_of(number, result), f"table.{number}", bag.mode == "mean"
+                call = Call(*arrays, out, settings, name, mean, level, limits[number])
+                bag._recover(found[number], call, repairs[number])
             if stats is not None:
                 threshold.watch(bag, arrays[1], weights, stats[number * batch : (number + 1) * batch])
 
@@ -213,7 +213,7 @@ class EmbeddingBagCollection:
         batch = (len(starts) - 1) // len(self.bags)
         for number, bag in enumerate(self.bags):
             first, stop = starts[number * batch], starts[(number + 1) * batch]
-            check_range(index[first:stop], bag.asked_rows, first, f" for table {number}")
+            check_range(index[first:stop], bag.num_embeddings, first, f" for table {number}")
 
     def _part(self, number: int, index: Array, starts: Array, weights: Array | None) -> tuple[Array, Array, Array | None]:
         """Return indices, offsets and weights of one table."""
@@ -238,7 +238,7 @@ class EmbeddingBagCollection:
         """Pool one table by itself."""
         arrays = self._part(number, index, starts, weights)
         out = self._columns_of(number, result)
-        self.bags[number].pool(*arrays, out, settings, operator=f"table.{number}", threshold=threshold)
+        pool_into(self.bags[number], *arrays, out, settings, operator=f"table.{number}", threshold=threshold)
 
 
 def _any_long(index: Array, starts: Array) -> bool:

@@ -24,7 +24,7 @@ from sedq import _config, detection
 from sedq._core import _dispatch, _syndromes
 from sedq.embedding._requests import bags, weights_of
 
-__all__ = ["IndexBatch", "consume"]
+__all__ = ["IndexBatch", "consume", "require_none_beside"]
 
 Array = NDArray[Any]
 WORD = 2**64
@@ -137,12 +137,6 @@ class IndexBatch:
     def __repr__(self) -> str:
         return f"<IndexBatch of {len(self)} bags, {self.indices.size} indices>"
 
-    def alone(self, offsets: object, weights: object) -> None:
-        """ValueError if a call has offsets or weights beside the batch."""
-        for name, value in (("offsets", offsets), ("per_sample_weights", weights)):
-            if value is not None:
-                raise ValueError(f"{name}: got some beside an IndexBatch, which has its own, expected None")
-
     def corrupted(self) -> list[str]:
         """Names of the arrays that are not what they were when the batch was made."""
         return [name for name, part in self._parts.items() if not part.intact()]
@@ -157,6 +151,13 @@ class IndexBatch:
             else:
                 mended.append(f"{name}[{at}]")
         return mended, left
+
+
+def require_none_beside(offsets: object, weights: object) -> None:
+    """ValueError if a call has offsets or weights beside an IndexBatch, which has its own."""
+    for name, value in (("offsets", offsets), ("per_sample_weights", weights)):
+        if value is not None:
+            raise ValueError(f"{name}: got some beside an IndexBatch, which has its own, expected None")
 
 
 def consume(

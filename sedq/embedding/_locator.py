@@ -29,7 +29,7 @@ class Locator:
         self.length = length
         self.syndromes = np.zeros((total, 2), np.uint32)
 
-    def take(self, table: Array, first: int, stop: int) -> None:
+    def fill(self, table: Array, first: int, stop: int) -> None:
         """Make the syndromes of rows first .. stop."""
         _syndromes.row_syndromes(table[first:stop], self.length, self.syndromes[first:stop])
 

@@ -41,7 +41,7 @@ class Parity:
         self.rows = np.zeros((-(-total // group), stride), np.uint8)
         self.crc = np.zeros(len(self.rows), np.uint32)
 
-    def take(self, table: Array, first: int, stop: int) -> None:
+    def fill(self, table: Array, first: int, stop: int) -> None:
         """Add rows first .. stop of a table, which is gone through once from its beginning to its end."""
         for start in range(first - first % len(self.rows), stop, len(self.rows)):  # a row of each group
             begin, end = max(first, start), min(stop, start + len(self.rows))

@@ -1,6 +1,6 @@
-"""Rows that something contradicts are restored; redundancy is compared, and made anew on request.
+"""Restore corrupted rows, follow updates, compare redundancy with the rows, and make redundancy anew on request.
 
-`sedq.embedding._witnesses` decides which bytes of a row are right.
+All functions work on `ProtectedRows`. `sedq.embedding._witnesses` decides which bytes of a row are right.
 """
 
 from __future__ import annotations
@@ -11,182 +11,168 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sedq import _validation
-from sedq.embedding._kept import DIGEST
-from sedq.embedding._locator import Locator
-from sedq.embedding._outcomes import RebuildReport, Repairs
-from sedq.embedding._parity import Parity
+from sedq.embedding._protected import ProtectedRows
+from sedq.embedding._reports import RebuildReport, Repairs
 from sedq.embedding._sources import Originals
-from sedq.embedding._witnesses import Judged
+from sedq.embedding._witnesses import judge
 
-__all__ = ["DIGEST", "Redundancy", "begun", "take"]
+__all__ = ["contradicted", "mend", "rebuild", "stale_sums", "suspect_groups", "update"]
 
 Array = NDArray[Any]
 Load = Callable[[list[int]], Originals]
 
 
-def begun(rows: Array, locate: bool, parity: int | None, *, digest: int = 0) -> tuple[Locator | None, Parity | None]:
-    """Return what rows are to be restored from, which takes them next; they end with so many bytes of digest."""
-    _validation.boolean("locate", locate)
-    if parity is not None:
-        _validation.integer("parity", parity, 1, 2**31)
-    locator = Locator(len(rows), rows.shape[1] - digest) if locate else None
-    return locator, Parity(len(rows), rows.shape[1], parity) if parity else None
-
-
-def take(kept: tuple[Locator | None, Parity | None], rows: Array, first: int, stop: int) -> None:
-    """Follow rows first .. stop."""
-    for part in kept:
-        if part is not None:
-            part.take(rows, first, stop)
-
-
-class Redundancy(Judged):
-    """What a table keeps beside its digests, how rows are restored from it, and how it follows changes."""
-
-    def mend(self, doubted: list[int], load: Load) -> Repairs:
-        """Restore rows that something contradicts; `load` gives rows of the source, which is asked only if need be."""
-        done = Repairs(left=list(doubted))
-        while self._settle(done, {}, unanimous=True):
-            pass
-        if not done.left:
-            return done
-        originals = load(done.left)
-        while self._settle(done, originals.rows):
-            pass
-        done.reason = originals.refused if any(number in originals.rows for number in done.left) else originals.missing
-        for number in done.left:
-            done.evidence[number] = self.judge(number, originals.rows.get(number)).evidence
-        if self.parity is not None:
-            groups = sorted({self.parity.group_of(number) for number in done.left})
-            wrong = [self.doubted(np.array(self.parity.members(group))) for group in groups]
-            done.collisions = [rows for rows in wrong if len(rows) > 1]
+def mend(kept: ProtectedRows, doubted: list[int], load: Load) -> Repairs:
+    """Restore rows that something contradicts; `load` gives rows of the source, which is asked only if need be."""
+    done = Repairs(left=list(doubted))
+    while _settle(kept, done, {}, unanimous=True):
+        pass
+    if not done.left:
         return done
+    originals = load(done.left)
+    while _settle(kept, done, originals.rows):
+        pass
+    done.reason = originals.refused if any(number in originals.rows for number in done.left) else originals.missing
+    for number in done.left:
+        done.evidence[number] = judge(kept, number, originals.rows.get(number)).evidence
+    if kept.parity is not None:
+        groups = sorted({kept.parity.group_of(number) for number in done.left})
+        wrong = [kept.doubted(np.array(kept.parity.members(group))) for group in groups]
+        done.collisions = [rows for rows in wrong if len(rows) > 1]
+    return done
 
-    def _settle(self, done: Repairs, originals: dict[int, Array], *, unanimous: bool = False) -> bool:
-        """Restore what can be decided now; whether a row was, which may decide others of its parity group."""
-        before = len(done.left)
-        for number in list(done.left):
-            ruling = self.judge(number, originals.get(number))
-            if ruling.made is None or (unanimous and not ruling.unanimous):
-                continue
-            done.left.remove(number)
-            if ruling.how:  # else the stored row is right
-                self._put(number, ruling.made)
-                getattr(done, ruling.how).append(number)
-        return len(done.left) < before
 
-    def update(self, numbers: Array, rows: Array) -> None:
-        """Store new rows with their digests, each number once, and follow them; the old ones may be corrupted."""
-        bad = [] if self.parity is None else self.doubted(numbers)
-        changes = self.table.rows[numbers] ^ rows
-        self.table.rows[numbers] = rows
-        if self.locator is not None:
-            self.locator.update(numbers, rows)
-        if self.parity is None:
-            return
-        known = ~np.isin(numbers, bad)
-        self.parity.update(numbers[known], changes[known])
-        for group in {self.parity.group_of(number) for number in bad}:
-            # what the parity held of the old row nobody knows
-            if self.doubted(np.array(self.parity.members(group))):
-                self.parity.forget(group)
-            else:
-                self.parity.renew(group, self.stored)
+def _settle(kept: ProtectedRows, done: Repairs, originals: dict[int, Array], *, unanimous: bool = False) -> bool:
+    """Restore what can be decided now; whether a row was, which may decide others of its parity group."""
+    before = len(done.left)
+    for number in list(done.left):
+        ruling = judge(kept, number, originals.get(number))
+        if ruling.made is None or (unanimous and not ruling.unanimous):
+            continue
+        done.left.remove(number)
+        if ruling.how:  # else the stored row is right
+            kept.put(number, ruling.made)
+            getattr(done, ruling.how).append(number)
+    return len(done.left) < before
 
-    def contradicted(self, start: int, stop: int) -> list[int]:
-        """Return those of rows start .. stop that fit their digests and not their CRC-32."""
-        if self.locator is None:
-            return []
-        numbers = self.locator.disagreeing(self.table.rows, start, stop)
-        wrong = [number for number in numbers if not self.locator.sound(number, self.stored(number))]
-        bad = set(self.bad(np.array(wrong, np.int64)))
-        return [number for number in wrong if number not in bad]
 
-    def stale_sums(self, start: int, stop: int, left: list[int]) -> list[str]:
-        """Name the locating sums that disagree with rows start .. stop, but for rows that are left."""
-        if self.locator is None:
-            return []
-        disagreeing = self.locator.disagreeing(self.table.rows, start, stop)
-        numbers = [
-            number for number in disagreeing if number not in left and not self.locator.exact(number, self.stored(number))
-        ]
-        bad = set(self.bad(np.array(numbers, np.int64)))
-        return [f"locating sums of row {number}" for number in numbers if number not in bad]
+def update(kept: ProtectedRows, numbers: Array, rows: Array) -> None:
+    """Store new rows with their digests, each number once, and follow them; the old ones may be corrupted."""
+    bad = [] if kept.parity is None else kept.doubted(numbers)
+    changes = kept.data.rows[numbers] ^ rows
+    kept.data.rows[numbers] = rows
+    if kept.locator is not None:
+        kept.locator.update(numbers, rows)
+    if kept.parity is None:
+        return
+    known = ~np.isin(numbers, bad)
+    kept.parity.update(numbers[known], changes[known])
+    for group in {kept.parity.group_of(number) for number in bad}:
+        # what the parity held of the old row nobody knows
+        if kept.doubted(np.array(kept.parity.members(group))):
+            kept.parity.forget(group)
+        else:
+            kept.parity.renew(group, kept.stored)
 
-    def suspect_groups(self, start: int, stop: int, load: Load) -> tuple[list[list[int]], list[str]]:
-        """Compare as large a part of the parity groups as start .. stop is of the rows.
 
-        Returns the rows of each group one of which is wrong, although nothing but parity says so, and the names of parity
-        rows that are wrong themselves.
-        """
-        doubtful: list[list[int]] = []
-        stale: list[str] = []
-        if self.parity is None:
-            return doubtful, stale
-        # whoever goes through all rows goes through all groups
-        first, last = (at * len(self.parity.rows) // self.parity.total for at in (start, stop))
-        for group in self.parity.disagreeing(self.table.rows, first, last):
-            if self.parity.agrees(group, self.stored):
-                continue
-            members, sound = self.parity.members(group), self.parity.sound(group)
-            if sound and self.doubted(np.array(members)):
-                continue  # a row that is in doubt explains it
-            rows = self._rows_that_explain(members, load) if sound and self.locator is None else []
-            if rows:
-                doubtful.append(rows)
-            else:
-                stale.append(f"parity of group {group}")
+def contradicted(kept: ProtectedRows, start: int, stop: int) -> list[int]:
+    """Return those of rows start .. stop that fit their digests and not their CRC-32."""
+    if kept.locator is None:
+        return []
+    numbers = kept.locator.disagreeing(kept.data.rows, start, stop)
+    wrong = [number for number in numbers if not kept.locator.sound(number, kept.stored(number))]
+    bad = set(kept.bad(np.array(wrong, np.int64)))
+    return [number for number in wrong if number not in bad]
+
+
+def stale_sums(kept: ProtectedRows, start: int, stop: int, left: list[int]) -> list[str]:
+    """Name the locating sums that disagree with rows start .. stop, but for rows that are left."""
+    if kept.locator is None:
+        return []
+    disagreeing = kept.locator.disagreeing(kept.data.rows, start, stop)
+    numbers = [
+        number for number in disagreeing if number not in left and not kept.locator.exact(number, kept.stored(number))
+    ]
+    bad = set(kept.bad(np.array(numbers, np.int64)))
+    return [f"locating sums of row {number}" for number in numbers if number not in bad]
+
+
+def suspect_groups(kept: ProtectedRows, start: int, stop: int, load: Load) -> tuple[list[list[int]], list[str]]:
+    """Compare as large a part of the parity groups as start .. stop is of the rows.
+
+    Returns the rows of each group one of which is wrong, although nothing but parity says so, and the names of parity
+    rows that are wrong themselves.
+    """
+    doubtful: list[list[int]] = []
+    stale: list[str] = []
+    if kept.parity is None:
         return doubtful, stale
+    # whoever goes through all rows goes through all groups
+    first, last = (at * len(kept.parity.rows) // kept.parity.total for at in (start, stop))
+    for group in kept.parity.disagreeing(kept.data.rows, first, last):
+        if kept.parity.agrees(group, kept.stored):
+            continue
+        members, sound = kept.parity.members(group), kept.parity.sound(group)
+        if sound and kept.doubted(np.array(members)):
+            continue  # a row that is in doubt explains it
+        rows = _rows_that_explain(kept, members, load) if sound and kept.locator is None else []
+        if rows:
+            doubtful.append(rows)
+        else:
+            stale.append(f"parity of group {group}")
+    return doubtful, stale
 
-    def _rows_that_explain(self, members: list[int], load: Load) -> list[int]:
-        """Return the rows of an inconsistent group whose digests fit what is stored and what parity demands.
 
-        Rows that a source confirms are not among them; a rebuilt row that it confirms stands alone.
-        """
-        assert self.parity is not None
-        rebuilt = {number: self.parity.rebuild(number, self.stored) for number in members}
-        rows = [number for number in members if self._fits(number, rebuilt[number])]
-        known = load(rows).rows if rows else {}
-        confirmed = [number for number in rows if number in known and np.array_equal(known[number], rebuilt[number])]
-        if len(confirmed) == 1:
-            return confirmed
-        return [number for number in rows if number not in known or not np.array_equal(known[number], self.stored(number))]
+def _rows_that_explain(kept: ProtectedRows, members: list[int], load: Load) -> list[int]:
+    """Return the rows of an inconsistent group whose digests fit what is stored and what parity demands.
 
-    def rebuild(self, numbers: list[int], load: Load) -> RebuildReport:
-        """Make locating sums and parity of rows anew where a source or two witnesses confirm the rows."""
-        done = RebuildReport()
-        for number in numbers:
-            if self.locator is not None and not self.locator.exact(number, self.stored(number)):
-                refused = self._unconfirmed([number], load)
-                if not refused:
-                    self.locator.update(np.array([number]), self.stored(number)[None])
-                done.add(f"locating sums of row {number}", refused)
-        if self.parity is None:
-            return done
-        for group in sorted({self.parity.group_of(number) for number in numbers}):
-            if self.parity.agrees(group, self.stored):
-                continue
-            refused = self._unconfirmed(self.parity.members(group), load)
+    Rows that a source confirms are not among them; a rebuilt row that it confirms stands alone.
+    """
+    assert kept.parity is not None
+    rebuilt = {number: kept.parity.rebuild(number, kept.stored) for number in members}
+    rows = [number for number in members if kept.fits(number, rebuilt[number])]
+    known = load(rows).rows if rows else {}
+    confirmed = [number for number in rows if number in known and np.array_equal(known[number], rebuilt[number])]
+    if len(confirmed) == 1:
+        return confirmed
+    return [number for number in rows if number not in known or not np.array_equal(known[number], kept.stored(number))]
+
+
+def rebuild(kept: ProtectedRows, numbers: list[int], load: Load) -> RebuildReport:
+    """Make locating sums and parity of rows anew where a source or two witnesses confirm the rows."""
+    done = RebuildReport()
+    for number in numbers:
+        if kept.locator is not None and not kept.locator.exact(number, kept.stored(number)):
+            refused = _unconfirmed(kept, [number], load)
             if not refused:
-                self.parity.renew(group, self.stored)
-            done.add(f"parity of group {group}", refused)
+                kept.locator.update(np.array([number]), kept.stored(number)[None])
+            done.add(f"locating sums of row {number}", refused)
+    if kept.parity is None:
         return done
+    for group in sorted({kept.parity.group_of(number) for number in numbers}):
+        if kept.parity.agrees(group, kept.stored):
+            continue
+        refused = _unconfirmed(kept, kept.parity.members(group), load)
+        if not refused:
+            kept.parity.renew(group, kept.stored)
+        done.add(f"parity of group {group}", refused)
+    return done
 
-    def _unconfirmed(self, numbers: list[int], load: Load) -> str:
-        """Say which of some rows neither a source nor two witnesses confirm; nothing if there is none."""
-        originals = load(numbers).rows
-        for number in numbers:
-            stored, original = self.stored(number), originals.get(number)
-            if not self._fits(number, stored):
-                return f"row {number} does not fit its digest"
-            names = {"digest"}
-            if self.locator is not None and self.locator.sound(number, stored):
-                names.add("locating sums")
-            if self.parity is not None and self.parity.confirms(self.parity.group_of(number), self.stored):
-                names.add("parity")
-            if original is not None and not np.array_equal(original, stored):
-                return f"the source contradicts row {number}"
-            if original is None and len(names) < 2:
-                return f"only its digest confirms row {number}, expected a source or two witnesses"
-        return ""
+
+def _unconfirmed(kept: ProtectedRows, numbers: list[int], load: Load) -> str:
+    """Say which of some rows neither a source nor two witnesses confirm; nothing if there is none."""
+    originals = load(numbers).rows
+    for number in numbers:
+        stored, original = kept.stored(number), originals.get(number)
+        if not kept.fits(number, stored):
+            return f"row {number} does not fit its digest"
+        names = {"digest"}
+        if kept.locator is not None and kept.locator.sound(number, stored):
+            names.add("locating sums")
+        if kept.parity is not None and kept.parity.confirms(kept.parity.group_of(number), kept.stored):
+            names.add("parity")
+        if original is not None and not np.array_equal(original, stored):
+            return f"the source contradicts row {number}"
+        if original is None and len(names) < 2:
+            return f"only its digest confirms row {number}, expected a source or two witnesses"
+    return ""

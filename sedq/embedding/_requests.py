@@ -1,4 +1,4 @@
-"""What a call of an EmbeddingBag asks for, from any of the accepted forms."""
+"""What a call of an EmbeddingBag pools: indices and offsets in any of the accepted forms, thresholds, left-out indices."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sedq._core import _rows
-from sedq.embedding._kept import Kept
+from sedq.embedding._protected import ProtectedRows
 
-__all__ = ["Judged", "Ruling"]
+__all__ = ["Ruling", "judge"]
 
 Array = NDArray[Any]
 # what a row is said to be restored by if the stored bytes are right and only the digest was struck, by who confirms them
@@ -53,74 +53,74 @@ class Ruling:
     evidence: str = ""
 
 
-class Judged(Kept):
-    """A table whose rows are judged by what their witnesses say."""
+def judge(kept: ProtectedRows, number: int, original: Array | None = None) -> Ruling:
+    """Decide, without writing anything, which bytes of a row are right; `original` is the row of the source."""
+    stored = kept.stored(number)
+    witnesses = _witnesses(kept, number, original)
+    names = {True: [name for name, fits in witnesses.items() if fits(kept.sealed(number, stored))]}
+    names[False] = [name for name in witnesses if name not in names[True]]
+    fitting = kept.fits(number, stored)
+    tally: list[tuple[int, Ruling]] = []
+    for how, row in _candidates(kept, number, stored, original):
+        one = kept.sealed(number, row)
+        if not np.array_equal(one.rows[0, : kept.length], row[: kept.length]):
+            continue  # its own words contradict it
+        confirm = [name for name, fits in witnesses.items() if fits(one)]
+        independent = set(confirm) - {"digest"}
+        if fitting and "digest" not in confirm:
+            continue  # a digest that fits the stored row was not struck
+        if not independent and not (fitting and how == "stored"):
+            continue  # a digest alone is too weak for other bytes than the stored ones
+        # if the digest doesn't fit, there may be a second copy: the stored bytes, or the digest rebuilt with the row
+        twice = not fitting and (how == "stored" or (kept.data.own and "parity" in confirm))
+        votes, against = len(confirm) + twice, len(witnesses) - len(confirm)
+        by = next((HOW[name] for name in HOW if name in confirm), "") if how == "stored" else how
+        accepted = one if votes > against else None
+        tally.append((votes, Ruling(accepted, "" if fitting and how == "stored" else by, against == 0)))
+    most = max((votes for votes, _ in tally), default=0)
+    best = [ruling for votes, ruling in tally if votes == most]
+    ruling = best[0] if len(best) == 1 else Ruling()
+    ruling.evidence = _evidence(names[True], names[False])
+    return ruling
 
-    def judge(self, number: int, original: Array | None = None) -> Ruling:
-        """Decide, without writing anything, which bytes of a row are right; `original` is the row of the source."""
-        stored = self.stored(number)
-        witnesses = self._witnesses(number, original)
-        names = {True: [name for name, fits in witnesses.items() if fits(self.sealed(number, stored))]}
-        names[False] = [name for name in witnesses if name not in names[True]]
-        fitting = self._fits(number, stored)
-        tally: list[tuple[int, Ruling]] = []
-        for how, row in self._candidates(number, stored, original):
-            one = self.sealed(number, row)
-            if not np.array_equal(one.rows[0, : self.length], row[: self.length]):
-                continue  # its own words contradict it
-            confirm = [name for name, fits in witnesses.items() if fits(one)]
-            independent = set(confirm) - {"digest"}
-            if fitting and "digest" not in confirm:
-                continue  # a digest that fits the stored row was not struck
-            if not independent and not (fitting and how == "stored"):
-                continue  # a digest alone is too weak for other bytes than the stored ones
-            # if the digest doesn't fit, there may be a second copy: the stored bytes, or the digest rebuilt with the row
-            twice = not fitting and (how == "stored" or (self.table.own and "parity" in confirm))
-            votes, against = len(confirm) + twice, len(witnesses) - len(confirm)
-            by = next((HOW[name] for name in HOW if name in confirm), "") if how == "stored" else how
-            accepted = one if votes > against else None
-            tally.append((votes, Ruling(accepted, "" if fitting and how == "stored" else by, against == 0)))
-        most = max((votes for votes, _ in tally), default=0)
-        best = [ruling for votes, ruling in tally if votes == most]
-        ruling = best[0] if len(best) == 1 else Ruling()
-        ruling.evidence = _evidence(names[True], names[False])
-        return ruling
 
-    def _candidates(self, number: int, stored: Array, original: Array | None) -> list[tuple[str, Array]]:
-        """Return the different rows that a row may have been, and what made them."""
-        located = None if self.locator is None else self.locator.correct(number, stored)
-        rebuilt = None if self.parity is None else self.parity.rebuild(number, self.stored)
-        made = {"stored": stored, "corrected": located, "rebuilt": rebuilt, "reloaded": original}
-        different: dict[bytes, tuple[str, Array]] = {}
-        for how, row in made.items():
-            if row is not None:
-                different.setdefault(row[: self.length].tobytes(), (how, row))
-        return list(different.values())
+def _candidates(kept: ProtectedRows, number: int, stored: Array, original: Array | None) -> list[tuple[str, Array]]:
+    """Return the different rows that a row may have been, and what made them."""
+    located = None if kept.locator is None else kept.locator.correct(number, stored)
+    rebuilt = None if kept.parity is None else kept.parity.rebuild(number, kept.stored)
+    made = {"stored": stored, "corrected": located, "rebuilt": rebuilt, "reloaded": original}
+    different: dict[bytes, tuple[str, Array]] = {}
+    for how, row in made.items():
+        if row is not None:
+            different.setdefault(row[: kept.length].tobytes(), (how, row))
+    return list(different.values())
 
-    def _witnesses(self, number: int, original: Array | None) -> dict[str, Callable[[_rows.Table], bool]]:
-        """Return who can testify about a row, each as a test of a candidate that was sealed."""
-        witnesses: dict[str, Callable[[_rows.Table], bool]] = {}
-        if self.digest_possible(number):
-            witnesses["digest"] = lambda one: self._agrees(number, one)
-        if self.locator is not None:
-            locator = self.locator
-            witnesses["locating sums"] = lambda one: locator.sound(number, one.rows[0])
-        rebuilt = self._trusted(number)
-        if rebuilt is not None:
-            witnesses["parity"] = lambda one: np.array_equal(one.rows[0], rebuilt)
-        if original is not None:
-            witnesses["source"] = lambda one: np.array_equal(one.rows[0, : self.length], original[: self.length])
-        return witnesses
 
-    def _trusted(self, number: int) -> Array | None:
-        """Return a row as parity rebuilds it; None if the parity row or another row of the group is in doubt."""
-        if self.parity is None or not self.parity.sound(self.parity.group_of(number)):
-            return None
-        others = [member for member in self.parity.members(self.parity.group_of(number)) if member != number]
-        if self.doubted(np.array(others, np.int64)):
-            return None
-        row = self.parity.rebuild(number, self.stored)
-        return row if np.array_equal(self.sealed(number, row).rows[0], row) else None
+def _witnesses(kept: ProtectedRows, number: int, original: Array | None) -> dict[str, Callable[[_rows.Table], bool]]:
+    """Return who can testify about a row, each as a test of a candidate that was sealed."""
+    witnesses: dict[str, Callable[[_rows.Table], bool]] = {}
+    if kept.digest_possible(number):
+        witnesses["digest"] = lambda one: kept.agrees(number, one)
+    if kept.locator is not None:
+        locator = kept.locator
+        witnesses["locating sums"] = lambda one: locator.sound(number, one.rows[0])
+    rebuilt = _trusted(kept, number)
+    if rebuilt is not None:
+        witnesses["parity"] = lambda one: np.array_equal(one.rows[0], rebuilt)
+    if original is not None:
+        witnesses["source"] = lambda one: np.array_equal(one.rows[0, : kept.length], original[: kept.length])
+    return witnesses
+
+
+def _trusted(kept: ProtectedRows, number: int) -> Array | None:
+    """Return a row as parity rebuilds it; None if the parity row or another row of the group is in doubt."""
+    if kept.parity is None or not kept.parity.sound(kept.parity.group_of(number)):
+        return None
+    others = [member for member in kept.parity.members(kept.parity.group_of(number)) if member != number]
+    if kept.doubted(np.array(others, np.int64)):
+        return None
+    row = kept.parity.rebuild(number, kept.stored)
+    return row if np.array_equal(kept.sealed(number, row).rows[0], row) else None
 
 
 def _evidence(confirm: list[str], contradict: list[str]) -> str:

@@ -127,7 +127,7 @@ def flip_row_bit(bag: EmbeddingBag, row: int, bit: int) -> None:
     if not isinstance(bag, EmbeddingBag):
         raise TypeError(f"bag: got {_validation.describe(bag)}, expected an EmbeddingBag")
     rows, dim = bag.shape
-    codes, table = _rows.code_bytes(dim, bag.bits), bag._table
+    codes, table = _rows.code_bytes(dim, bag.bits), bag.table.data
     if not table.own:
         raise ValueError(f"bag: got {bag!r} over rows that are only read, expected one with rows of its own")
     if not 0 <= row < rows or not 0 <= bit < 8 * (codes + _rows.TAIL):

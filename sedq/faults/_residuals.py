@@ -13,7 +13,7 @@ from sedq import _config
 from sedq._core import _embedding
 from sedq.calibration._scale import chain_of, limits
 from sedq.calibration._tail import Tail, fit_tail
-from sedq.embedding import _requests
+from sedq.embedding import _requests, measure_sums
 from sedq.faults import _strike, _targets
 from sedq.faults._models import BitFlip
 from sedq.faults._worker import FLOAT_TOLERANCE, LARGEST, Spec, difference
@@ -55,24 +55,11 @@ class Residuals:
 
 def _stats(target: _targets.BagTarget, batch: dict[str, Any]) -> tuple[Array, Array]:
     """Return (residual, reference, magnitude) of each bag of a batch, float64 (B, 3), and their lengths."""
-    settings, bag = _config.resolve(None, None, None), target.bag
+    settings, dim = _config.resolve("threshold", None, 1), target.bag.shape[1]
     index, starts = batch["indices"][0], batch["offsets"][0]
     weights = batch["per_sample_weights"][0] if batch["per_sample_weights"] else None
-    stats = np.empty((len(starts) - 1, 3))  # residual, reference, magnitude
-    _embedding.pool(
-        settings.kernels,
-        bag._table,
-        index,
-        starts,
-        weights,
-        np.empty((len(stats), bag.shape[1]), np.float32),
-        _embedding.CHECK_SUM,
-        _embedding.LIMIT_BOUND,
-        0.0,
-        bag.mode == "mean",
-        1,
-        stats=stats,
-    )
+    out = np.empty((len(starts) - 1, dim), np.float32)
+    _, stats = measure_sums(target.bag, index, starts, weights, out, settings)
     return stats, np.diff(starts)
 
 
@@ -115,13 +102,13 @@ def _tables(spec: Spec) -> list[_targets.BagTarget]:
     """Return the tables of a target with the bags that its inputs have of each."""
     target = _targets.target_of(spec.target, spec.inputs)
     if isinstance(target, _targets.BagTarget):
-        return [] if target.bag._pruning else [target]
+        return [] if target.bag.pruning else [target]
     if not isinstance(target, _targets.ModelTarget):
         return []
     return [
         _targets.BagTarget(bag, [(b["indices"][t], b["offsets"][t]) for b in target.batches if b["indices"][t].size])
         for t, bag in enumerate(target.model.bags)
-        if bag._pruning is None and any(b["indices"][t].size for b in target.batches)
+        if bag.pruning is None and any(b["indices"][t].size for b in target.batches)
     ]
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sedq import _config, detection
 from sedq.detection import _monitor
 from sedq.embedding import EmbeddingBag
+from sedq.embedding._bag import Call
 from sedq.faults import _inject, _targets
 from sedq.faults._models import Change, FaultModel
 
@@ -272,9 +273,9 @@ class _StruckBag(EmbeddingBag):
         self.__dict__.update(bag.__dict__)
         self._after = after
 
-    def pool(self, indices: Array, offsets: Array, weights: Array | None, out: Array, *args: Any, **kwargs: Any) -> None:
-        super().pool(indices, offsets, weights, out, *args, **kwargs)
-        self._after(out)
+    def _pool(self, call: Call, threshold: Any) -> None:
+        super()._pool(call, threshold)
+        self._after(call.out)
 
 
 @contextmanager

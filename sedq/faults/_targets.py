@@ -115,7 +115,7 @@ AT_REST = ("scale", "zero_point", "bias", "col_sums")
 
 def _row_field(bag: EmbeddingBag, low: int, high: int, dtype: Any) -> Words:
     """Words of a field of every stored row; numbered row by row."""
-    rows: Array = bag._table.rows
+    rows = bag.table.rows
     field = rows[:, low:high].view(dtype)
     width = field.shape[1]
     return Words(field, len(rows) * width, lambda e: divmod(e, width))
@@ -123,7 +123,7 @@ def _row_field(bag: EmbeddingBag, low: int, high: int, dtype: Any) -> Words:
 
 def _table_words(bag: EmbeddingBag, site: str) -> Words | None:
     """Words of rows of our own layout; rows that are only read are someone else's to strike."""
-    table, bits = bag._table, bag.bits
+    table, bits = bag.table.data, bag.bits
     if not table.own:
         return None
     tail, halves = table.code_bytes, bits < 8  # where the two words and the digest follow the padded codes
@@ -154,7 +154,7 @@ def memory(part: Part, site: str) -> Words | None:
 def arrays_of(part: Part) -> dict[str, Array]:
     """Return every array of a part that a fault, or a wrong heal, may change."""
     if isinstance(part, EmbeddingBag):
-        return {"rows": part._table.rows}
+        return {"rows": part.table.rows}
     named = dict(part._arrays())
     for key, e in part._epilogues.items():
         derived = {"col_term": e.col_term, "w_zp": e.w_zp, "bias": e.bias, "mult": e.mult, "digest": e.digest}
@@ -247,7 +247,7 @@ class LayerTarget(Target):
 
 def _rows_of(bag: EmbeddingBag, indices: Array) -> Array:
     """Return the rows that indices mean, those left out that contribute nothing."""
-    pruning = bag._pruning
+    pruning = bag.pruning
     if pruning is None:
         return indices
     kept = indices if pruning.padding_idx is None else indices[indices != pruning.padding_idx]

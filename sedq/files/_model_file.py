@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from sedq import _validation
 from sedq._core import _rows
-from sedq.embedding import EmbeddingBag, _formats
+from sedq.embedding import EmbeddingBag, StoredTable, _formats
+from sedq.embedding._table import record_at_rest
 from sedq.exceptions import ModelFileError, SoftErrorDetected
 from sedq.files._archive import Reader, Writer
 from sedq.files._replacing import replacing
@@ -72,21 +73,21 @@ def _save_layer(file: Writer, prefix: str, layer: QuantizedLinear) -> dict[str, 
 def _save_bag(file: Writer, prefix: str, bag: EmbeddingBag) -> dict[str, Any]:
     """Write the arrays of a table and return its settings."""
     # new rows of 8 bits may have a scale that is no float16 number; fewer bits have float16 ones in every layout
-    layout = bag._layout if bag.bits < 8 else "torch"
+    layout = bag.table.layout if bag.bits < 8 else "torch"
     width = _formats.geometry(layout, bag.bits, bag.shape[1]).width
     block, digests = max(1, BLOCK // width), []
 
     def pieces() -> Iterator[Array]:
-        for rows in bag._fused_pieces(layout, block):
+        for rows in bag.table.fused_pieces(layout, block):
             digests.append(hashlib.sha256(rows.data.cast("B")).digest())
             yield rows
 
     file.pieces(f"{prefix}.rows", np.dtype(np.uint8), (bag.shape[0], width), pieces())
     file.array(f"{prefix}.blocks", np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32))
-    pruning, kept = bag._pruning, bag._redundancy
+    pruning, table = bag.pruning, bag.table
     if pruning is not None and pruning.mapping is not None:
         if not pruning.intact:
-            events = bag._recorded(prefix, [], "", "index mapping", "raise")
+            events = record_at_rest(prefix, [], "", "index mapping", "raise")
             raise SoftErrorDetected("the index mapping is corrupted", events)
         file.array(f"{prefix}.index_mapping", pruning.mapping)
     return {
@@ -95,8 +96,8 @@ def _save_bag(file: Writer, prefix: str, bag: EmbeddingBag) -> dict[str, Any]:
         "layout": layout,
         "dim": bag.shape[1],
         "padding_idx": None if pruning is None else pruning.padding_idx,
-        "locate": kept.locator is not None,
-        "parity": None if kept.parity is None else kept.parity.group,
+        "locate": table.locator is not None,
+        "parity": None if table.parity is None else table.parity.group,
         "block": block,
     }
 
@@ -115,7 +116,7 @@ def save(
             header[name] = [_save_layer(file, f"{name}.{i}", layer) for i, layer in enumerate(layers)]
         for t, bag in enumerate(bags):
             try:
-                bag.require_intact()  # now, as repairs make another version
+                bag.table.require_intact()  # now, as repairs make another version
                 versions.append(bag.version)
                 header["tables"].append(_save_bag(file, f"table.{t}", bag))
             except SoftErrorDetected as error:
@@ -128,8 +129,8 @@ def save(
                 part = f"{name}.{i}.weight"
                 layer.packed._source = WeightSource(where, part, file.described[part]["sha256"])
     for t, (bag, version) in enumerate(zip(bags, versions, strict=True)):
-        if isinstance(bag._source, RowSource):
-            bag._reload_from(RowSource(where, t, file.described[f"table.{t}.rows"]["sha256"]), version)
+        if isinstance(bag.table.source, RowSource):
+            bag.table.replace_source(RowSource(where, t, file.described[f"table.{t}.rows"]["sha256"]), version)
 
 
 # --- what is read from a file ---
@@ -267,15 +268,18 @@ def _load_bag(reader: Reader, number: int, header: dict[str, Any], dim: int) -> 
         blocks = -(-reader.shape(f"{name}.rows")[0] // _validation.integer("block", settings["block"], 1, 2**62))
         if reader.array(f"{name}.blocks").shape != (blocks, 32):
             raise ValueError(f"{name}.blocks: expected {blocks} of them")
-    return EmbeddingBag._of(
+    table = StoredTable.protect(
         _load_rows(reader, f"{name}.rows", settings["bits"], settings["layout"], settings["dim"]),
-        settings["mode"],
-        RowSource(os.path.abspath(reader.path), number, reader.header["arrays"][f"{name}.rows"]["sha256"]),
+        source=RowSource(os.path.abspath(reader.path), number, reader.header["arrays"][f"{name}.rows"]["sha256"]),
         layout=settings["layout"],
-        padding_idx=settings["padding_idx"],
-        index_mapping=reader.array(f"{name}.index_mapping") if reader.has(f"{name}.index_mapping") else None,
         locate=settings["locate"],
         parity=settings["parity"],
+    )
+    return EmbeddingBag.from_table(
+        table,
+        mode=settings["mode"],
+        padding_idx=settings["padding_idx"],
+        index_mapping=reader.array(f"{name}.index_mapping") if reader.has(f"{name}.index_mapping") else None,
     )
 
 

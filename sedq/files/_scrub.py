@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sedq import _validation
 from sedq._core import _rows
-from sedq.embedding import EmbeddingBag, _formats, _repair
+from sedq.embedding import EmbeddingBag, StoredTable, _formats, _protected
 from sedq.exceptions import ModelFileError
 from sedq.files import _model_file
 from sedq.files._archive import Archive, shorten
@@ -226,29 +226,26 @@ def open_table(path: str | os.PathLike[str], *, mode: Literal["sum", "mean"] = "
         raise ModelFileError(f"{os.fspath(path)}{SUFFIX}: not the companion of this table ({error})") from None
 
 
-def _assembled(rows: Array, header: dict[str, Any], arrays: dict[str, Array], mode: str) -> EmbeddingBag:
+def _assembled(rows: Array, header: dict[str, Any], arrays: dict[str, Array], mode: Literal["sum", "mean"]) -> EmbeddingBag:
     """Put a bag together from mapped rows and the companion's parts."""
     raw, at = _formats.table_geometry(rows, header["bits"], header["layout"], header["dim"])
-    kept = _repair.Redundancy(
-        _rows.Table(
-            raw,
-            at.dim,
-            at.bits,
-            sidecar=arrays["sidecar"],
-            codes_at=at.codes_at,
-            params_at=at.params_at,
-            half=bool(at.half),
-        ),
-        *_repair.begun(raw, True, _validation.integer("parity", header["parity"], 1, 2**31)),
+    data = _rows.Table(
+        raw,
+        at.dim,
+        at.bits,
+        sidecar=arrays["sidecar"],
+        codes_at=at.codes_at,
+        params_at=at.params_at,
+        half=bool(at.half),
     )
-    assert kept.locator is not None
-    assert kept.parity is not None
-    kept.locator.syndromes = _like("syndromes", arrays["syndromes"], kept.locator.syndromes)
-    kept.parity.rows = _like("parity", arrays["parity"], kept.parity.rows)
-    kept.parity.crc = _like("parity_crc", arrays["parity_crc"], kept.parity.crc)
-    bag = EmbeddingBag._of(kept.table, mode, layout=header["layout"])
-    bag._redundancy = kept
-    return bag
+    redundancy = _protected.new_redundancy(raw, True, _validation.integer("parity", header["parity"], 1, 2**31))
+    locator, groups = redundancy
+    assert locator is not None
+    assert groups is not None
+    locator.syndromes = _like("syndromes", arrays["syndromes"], locator.syndromes)
+    groups.rows = _like("parity", arrays["parity"], groups.rows)
+    groups.crc = _like("parity_crc", arrays["parity_crc"], groups.crc)
+    return EmbeddingBag.from_table(StoredTable(data, redundancy, layout=header["layout"]), mode=mode)
 
 
 def _like(name: str, got: Array, expected: Array) -> Array:
@@ -364,7 +361,7 @@ def _scrub_table(name: str, repair: bool, rebuild: ArrayLike, progress: Progress
 
 def _write_rows(name: str, bag: EmbeddingBag) -> None:
     """Write the overlay of a table into its file."""
-    overlay = bag._redundancy.overlay
+    overlay = bag.table.overlay
     if not overlay:
         return
     rows = _mapped(name, "r+")
@@ -380,9 +377,9 @@ def _digests(bag: EmbeddingBag) -> list[bytes]:
 
 def _parts(bag: EmbeddingBag) -> dict[str, Array]:
     """Return what a companion keeps of a table."""
-    kept = bag._redundancy
-    assert kept.locator is not None
-    assert kept.parity is not None
-    assert bag._table.sidecar is not None
-    made = (bag._table.sidecar, kept.locator.syndromes, kept.parity.rows, kept.parity.crc)
+    table = bag.table
+    assert table.locator is not None
+    assert table.parity is not None
+    assert table.sidecar is not None
+    made = (table.sidecar, table.locator.syndromes, table.parity.rows, table.parity.crc)
     return dict(zip(PARTS, made, strict=True))

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sedq import _validation
 from sedq.embedding import EmbeddingBag, IndexBatch
+from sedq.embedding._index_batch import require_none_beside
 from sedq.embedding._requests import bags
 from sedq.linear import QuantizedLinear
 
@@ -83,5 +84,5 @@ def _bags_of(indices: ArrayLike | IndexBatch, offsets: ArrayLike | None, include
     """Return indices and all offsets of one table's bags."""
     if not isinstance(indices, IndexBatch):
         return bags(indices, offsets, include_last_offset)
-    indices.alone(offsets, indices.per_sample_weights)
+    require_none_beside(offsets, indices.per_sample_weights)
     return indices.indices, indices.offsets

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sedq import _config, _validation, detection
-from sedq.embedding import EmbeddingBag, IndexBatch
+from sedq.embedding import EmbeddingBag, IndexBatch, pool_into
 from sedq.embedding._index_batch import consume
 from sedq.exceptions import ModelFileError
 from sedq.files import _model_file
@@ -223,7 +223,7 @@ class DLRM:
             raise ValueError(f"check: got {settings.check!r}, expected one of {', '.join(map(repr, CHECKS))} here")
         if not self.quantized:
             raise ValueError("model: got one that is not quantised, expected a call of quantize(samples) first")
-        inputs, rows = self.bottom[0].packed.shape[1], [bag.asked_rows for bag in self.bags]
+        inputs, rows = self.bottom[0].packed.shape[1], [bag.num_embeddings for bag in self.bags]
 
         def compute(using: _config.Settings) -> Array:
             requests = requests_of(dense, indices, offsets, include_last_offset, inputs, rows)
@@ -248,7 +248,8 @@ class DLRM:
         sums[0] = 0 if bottom_sums is None else bottom_sums
         for t, bag in enumerate(self.bags):
             out, name = vectors[:, t + 1], f"table.{t}"
-            bag.pool(indices[t], offsets[t], None, out, settings, operator=name, threshold=threshold, y_sums=sums[t + 1])
+            arrays = indices[t], offsets[t], None, out
+            pool_into(bag, *arrays, settings, operator=name, threshold=threshold, y_sums=sums[t + 1])
         params = self.top[0]._input_parameters(settings, "interaction")
         x, x_sums = quantize(vectors, params, settings, "interaction", sums)
         logits, logit_sums = run_mlp(self.top, x, x_sums, settings, "top")

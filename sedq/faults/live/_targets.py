@@ -126,7 +126,7 @@ def _bag(check: str, shape: tuple[int, ...], rng: np.random.Generator) -> Target
     def call() -> object:
         return bag(indices, offsets, weights, True, check=check, out=out)
 
-    operands = {"rows": bag._table.rows, "indices": indices, "offsets": offsets, "per_sample_weights": weights}
+    operands = {"rows": bag.table.rows, "indices": indices, "offsets": offsets, "per_sample_weights": weights}
     return Target(call, out, out, operands, _rounding_bounds(bag, indices, offsets, weights))
 
 
