@@ -19,6 +19,13 @@ settings.register_profile("sedq", derandomize=True, deadline=None, max_examples=
 settings.load_profile("sedq")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run on each instruction set by themselves, so that a run on one set alone can leave them out."""
+    for item in items:
+        if "kernels" in getattr(item, "fixturenames", ()):
+            item.add_marker("every_isa")
+
+
 @pytest.fixture(params=_dispatch.available())
 def kernels(request: pytest.FixtureRequest) -> Iterator[_dispatch.Context]:
     """Each instruction set that this machine can run, in force for the test."""

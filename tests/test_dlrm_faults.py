@@ -295,6 +295,7 @@ def stuck_accumulators(model: sedq.DLRM, batch: Requests) -> Iterator[None]:
     reference = _faultkernels.hooked("reference")
     with faults.accumulator_fault("tile", flip=1 << 20, repeat=2**40), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_dispatch, "get", lambda name: reference)
+        patch.setattr(_dispatch, "scalar", lambda: reference)
         yield
 
 

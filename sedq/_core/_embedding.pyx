@@ -63,7 +63,6 @@ LIMIT_GROWTH = 3     # value * magnitude * 2^-24 sqrt(g(n)) for a bag of n rows,
 GROWTH_TERMS = 5
 
 
-
 cdef void verify_sum(const Job *job, int64_t b, int64_t n, const sedq_bag_sums *s) noexcept nogil:
     # a divisor of its own: the outputs were divided by the one that was passed to the kernel
     cdef double divisor = divisor_of(job, b)
