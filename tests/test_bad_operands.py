@@ -84,11 +84,12 @@ def test_dynamic_parameters_are_derived_again(
     x = rng.normal(size=(6, 24)).astype(np.float32)
     packed = sedq.pack_weights(rng.integers(-128, 128, (70, 24)).astype(np.int8), 0.01)
     expected = sedq.qlinear_dynamic(x, packed)
-    honest = type(packed).epilogue
+    honest, derived = type(packed).epilogue, []
 
     def struck(self: sedq.PackedWeights, *key: Any, cache: bool) -> Any:
         made = honest(self, *key, cache=cache)
-        if not cache:
+        derived.append(made)
+        if len(derived) == 1:
             faults.flip_bit(made.mult, 2, 4)
         return made
 

@@ -283,7 +283,7 @@ def test_output_overwritten_after_it_was_stored(
     # the sum of row 0 is written over an element of row 1, before row 1 is read back
     x, w = operands(rng, 2, 20, 11)
     packed = sedq.pack_weights(w, 0.01)
-    epilogue = packed.integer_epilogue(3) if output == "int32" else packed.epilogue(0.1, 3, None, 0, False, cache=False)
+    epilogue = packed.integer_epilogue(3, cache=False) if output == "int32" else packed.epilogue(0.1, 3, None, 0, False, cache=False)
     y = np.empty((2, 20), output)
     assert _gemm.linear(kernels, packed._core, epilogue, x, y, LEVELS[check], 1) is None
     words = y.view(np.uint32)

@@ -31,7 +31,7 @@ def test_every_bit_of_the_parameters(
     x, w = operands(rng, 2, n, 5)
     packed = sedq.pack_weights(w, rng.uniform(0.01, 0.02, n), zero_point, rng.normal(size=n))
     key = (0.02, 5, 0.1 if output == "uint8" else None, 128 if output == "uint8" else 0, False)
-    epilogue = packed.integer_epilogue(5) if output == "int32" else packed.epilogue(*key, cache=False)
+    epilogue = packed.integer_epilogue(5, cache=False) if output == "int32" else packed.epilogue(*key, cache=False)
     expected, found = linear_call(kernels, packed, epilogue, x, LEVELS[check])
     assert found == set()
     struck = [epilogue.col_term, epilogue.w_zp, epilogue.bias, epilogue.mult]
@@ -68,7 +68,7 @@ def test_every_bit_of_the_parameters_that_columns_share(
     x, w = operands(rng, 2, n, 5)
     packed = sedq.pack_weights(w, 0.01, 0, rng.normal(size=n))
     key = (0.02, 5, 0.1 if output == "uint8" else None, 128 if output == "uint8" else 0, output == "float32")
-    epilogue = packed.integer_epilogue(5) if output == "int32" else packed.epilogue(*key, cache=False)
+    epilogue = packed.integer_epilogue(5, cache=False) if output == "int32" else packed.epilogue(*key, cache=False)
     expected, found = linear_call(kernels, packed, epilogue, x, LEVELS[check])
     assert found == set()
     shared = state(epilogue)[:, _packing.SCALARS_AT : _packing.SCALARS_AT + 12]

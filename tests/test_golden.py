@@ -29,6 +29,8 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
+from sedq import _config
+from sedq._core import _dispatch
 from sedq.datasets import load_msweb
 
 FILE = Path(__file__).parent / "data" / "golden.json"
@@ -615,6 +617,15 @@ def test_outputs_of_kernels_are_unchanged(name: str, kernels: object) -> None:
     want = golden()["hashes"][name]
     settings = itertools.product(GROUPS[name].levels, GROUPS[name].threads)
     differing = [f"check={c!r}, num_threads={t}" for c, t in settings if digest(name, c, t) != want]
+    assert not differing, f"the outputs of group {name!r} have changed with {'; '.join(differing)}"
+
+
+@pytest.mark.parametrize("name", [name for name, g in GROUPS.items() if g.levels])
+def test_outputs_of_the_path_that_decides_are_unchanged(name: str) -> None:
+    """The portable kernels without vector instructions, by which recovery decides when two other paths disagree."""
+    want = golden()["hashes"][name]
+    with _config.use_kernels(_dispatch.scalar()):
+        differing = [f"check={level!r}" for level in GROUPS[name].levels if digest(name, level, 1) != want]
     assert not differing, f"the outputs of group {name!r} have changed with {'; '.join(differing)}"
 
 

@@ -186,3 +186,38 @@ def test_a_stuck_exp_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = _config.resolve("exact", "raise", None)
     with pytest.raises(sedq.SoftErrorDetected, match="repeat"):
         _stages.sigmoid(logits, logits[:, 0].view(np.uint32), settings)
+
+
+@pytest.mark.parametrize("at", [0, 7, 39])
+@pytest.mark.parametrize("which", ["min", "max"])
+def test_the_range_of_dynamic_activations_is_found_twice(
+    which: str, at: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """A struck minimum or maximum would choose another scale for all codes, which everything after it would agree with."""
+    packed = sedq.pack_weights(rng.integers(-128, 128, (6, 8)).astype(np.int8), 0.01)
+    x = rng.normal(size=(5, 8)).astype(np.float32)
+    x.reshape(-1)[at] = -9 if which == "min" else 9
+    expected = sedq.qlinear_dynamic(x, packed)
+    empty, struck = np.empty, []
+
+    class Struck(np.ndarray):
+        """Two limits whose first writing is off."""
+
+        def __setitem__(self, key: object, value: tuple[float, float]) -> None:
+            wrong = (value[0] / 2, value[1]) if which == "min" else (value[0], value[1] / 2)
+            super().__setitem__(key, value if struck else wrong)  # type: ignore[index]
+            struck.append(key)
+
+    def first_limits(shape: Any, *how: Any, **more: Any) -> np.ndarray:
+        made = empty(shape, *how, **more)
+        return made.view(Struck) if shape == 2 else made
+
+    monkeypatch.setattr(np, "empty", first_limits)
+    with sedq.monitor() as m:
+        got = sedq.qlinear_dynamic(x, packed)
+    np.testing.assert_array_equal(got, expected)
+    assert (m.verdicts, m.events[0].kind) == ({"transient": 1}, "repeat")
+    struck.clear()
+    with sedq.monitor() as m:
+        assert not np.array_equal(sedq.qlinear_dynamic(x, packed, check="off"), expected)
+    assert m.detections == 0

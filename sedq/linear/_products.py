@@ -107,9 +107,8 @@ class _Product:
 
     def compute(self, kernels: _dispatch.Context) -> detection.Attempt:
         again, sums = np.empty_like(self._out), np.zeros(len(self._x), np.uint32)
-        # derived again if need be: healing the weights drops what was derived from them
-        sound = _encoding.intact(self._epilogue) and self._packed.heals == self._heals
-        epilogue = self._epilogue if sound else _epilogue(self._packed, self._key)
+        # derived anew each time, so that the paths share nothing that a fault may have made wrong
+        epilogue = _derived(self._packed, self._key, cache=False)
         found = _gemm.linear(
             kernels, self._packed._core, epilogue, self._x, again, self._level, self._threads, self._x_sums, sums
         )
@@ -126,9 +125,11 @@ class _Product:
 
 def _epilogue(packed: PackedWeights, key: Key) -> _packing.Epilogue:
     made = packed._epilogues.get(key)
-    if made is None:
-        made = packed.integer_epilogue(key) if isinstance(key, int) else packed.epilogue(*key, cache=True)
-    return made
+    return _derived(packed, key, cache=True) if made is None else made
+
+
+def _derived(packed: PackedWeights, key: Key, *, cache: bool) -> _packing.Epilogue:
+    return packed.integer_epilogue(key, cache=cache) if isinstance(key, int) else packed.epilogue(*key, cache=cache)
 
 
 def packed_weights(packed: PackedWeights) -> PackedWeights:
@@ -150,6 +151,22 @@ def quantize_activations(
 
     detection.checked_stage(run, (codes, sums), settings, operator, 0, has_writer=False)
     return codes, sums if checked else None
+
+
+def _range_of(rows: Array, settings: _config.Settings) -> tuple[Any, Any]:
+    """Return the smallest and largest value of rows, found a second time with all values one lane further on."""
+    flat, limits = rows.reshape(-1), np.empty(2, np.float32)
+
+    def run(kernels: _dispatch.Context, outputs: tuple[Array, ...]) -> list[detection.Finding] | None:
+        outputs[0][:] = flat.min(), flat.max()
+        if settings.check == "off":
+            return None
+        rest = flat[1:] if flat.size > 1 else flat
+        again = min(flat[0], rest.min()), max(flat[0], rest.max())
+        return [detection.Finding(-1, detection.Kind.REPEAT)] if tuple(outputs[0]) != again else None
+
+    detection.checked_stage(run, (limits,), settings, "quantize", 0, has_writer=False)
+    return limits[0], limits[1]
 
 
 def multiply_floats(
@@ -373,7 +390,8 @@ def qlinear_dynamic(
     result = _validation.output(out, (*np.shape(x)[:-1], n), np.float32, (rows,))
     if not rows.size:
         return result
-    params = choose_qparams(rows.min(), rows.max(), reduce_range=reduce_range)
+    low, high = _range_of(rows, settings)
+    params = choose_qparams(low, high, reduce_range=reduce_range)
     key = (params.scale, params.zero_point, None, None, relu)
     epilogue = packed.epilogue(*key, cache=False)
     multiply_floats(rows, params, packed, key, epilogue, result.reshape(len(rows), n), settings, "qlinear_dynamic")

@@ -96,11 +96,12 @@ class PackedWeights(Healing):
             self._remember((x_scale, x_zero_point, y_scale, y_zero_point, relu), made)
         return made
 
-    def integer_epilogue(self, x_zero_point: int) -> _packing.Epilogue:
+    def integer_epilogue(self, x_zero_point: int, *, cache: bool) -> _packing.Epilogue:
         """Return the column parameters of an int32 product."""
         self._restore_parameters()
         made = self._make_epilogue(np.int32, x_zero_point, None, None, 0.0, 0.0, 0)
-        self._remember(x_zero_point, made)
+        if cache:
+            self._remember(x_zero_point, made)
         return made
 
     def _make_epilogue(

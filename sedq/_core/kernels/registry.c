@@ -178,12 +178,14 @@ void sedq_isa_context(int i, sedq_context *c)
 
 void sedq_init_gemm_reference_scalar(sedq_context *);
 void sedq_init_embedding_reference_scalar(sedq_context *);
+void sedq_init_again_reference_scalar(sedq_context *);
 void sedq_init_dense_reference_scalar(sedq_context *);
 
 void sedq_scalar_context(sedq_context *c)
 {
     sedq_init_gemm_reference_scalar(c);
     sedq_init_embedding_reference_scalar(c);
+    sedq_init_again_reference_scalar(c);
     sedq_init_dense_reference_scalar(c);
 }
 #endif
