@@ -88,23 +88,9 @@ class Call(NamedTuple):
         self, kernels: _dispatch.Context, table: _rows.Table, num_threads: int, stats: Array | None = None
     ) -> detection.Findings | None:
         """Pool rows of a table into `out`, and return what the checks found."""
-        return _embedding.pool(
-            kernels,
-            table,
-            self.indices,
-            self.offsets,
-            self.weights,
-            self.out,
-            self.level,
-            self.limit.kind,
-            self.limit.value,
-            self.mean,
-            num_threads,
-            self.y_sums,
-            self.lengths,
-            stats,
-            self.limit.growth,
-        )
+        indices, offsets, weights, out, _, _, mean, level, (kind, value, growth), lengths, y_sums = self
+        how = (level, kind, value, mean, num_threads, y_sums, lengths, stats, growth)
+        return _embedding.pool(kernels, table, indices, offsets, weights, out, *how)
 
     def of_bags(self, numbers: Array) -> Call:
         """Return a call of the bags of the given numbers, with results in arrays of their own."""
@@ -796,7 +782,7 @@ def pool_into(
     """
     mean, level = bag.mode == "mean", level_of(settings)
     limit = _requests.limit(threshold, bag)
-    call = Call(indices, offsets, weights, out, settings, operator, mean, level, limit, y_sums=y_sums)
+    call = Call(indices, offsets, weights, out, settings, operator, mean, level, limit, None, y_sums)
     bag._pool(call, threshold)
 
 

@@ -22,9 +22,7 @@ from sedq import _config, _validation, detection
 from sedq._core import _dispatch, _rows
 from sedq.embedding import _formats, _protected, _repair
 from sedq.embedding._guard import Guard
-from sedq.embedding._locator import Locator
-from sedq.embedding._parity import Parity
-from sedq.embedding._protected import Overlay, ProtectedRows
+from sedq.embedding._protected import ProtectedRows
 from sedq.embedding._reports import RebuildReport, Repairs, ScrubReport
 from sedq.embedding._requests import Pruning
 from sedq.embedding._sources import Originals, Source
@@ -47,10 +45,8 @@ class StoredTable:
 
     Parameters
     ----------
-    data : _rows.Table
-        Rows whose digests are written.
-    redundancy : (Locator or None, Parity or None)
-        Locating sums and parity of these rows.
+    protected : ProtectedRows
+        Rows whose digests are written, with their redundancy.
     source : callable, optional
         Gives the original fused rows of given numbers.
     layout : str, default "torch"
@@ -100,15 +96,16 @@ class StoredTable:
 
     def __init__(
         self,
-        data: _rows.Table,
-        redundancy: tuple[Locator | None, Parity | None] = (None, None),
+        protected: ProtectedRows,
         *,
         source: Source | None = None,
         layout: str = "torch",
     ) -> None:
-        self._stored = ProtectedRows(data, *redundancy)
-        self.shape: tuple[int, int] = (data.num_rows, data.dim)
-        self.bits, self.layout, self.source = data.bits, layout, source
+        self._stored, self.data, self.overlay = protected, protected.data, protected.overlay
+        self.rows, self.sidecar = self.data.rows, self.data.sidecar
+        self.locator, self.parity = protected.locator, protected.parity
+        self.shape: tuple[int, int] = (self.data.num_rows, self.data.dim)
+        self.bits, self.layout, self.source = self.data.bits, layout, source
         self._updated: Array | None = None  # rows that the source doesn't know, one flag each
         self.repairs, self.repaired_at = 0, dict[int, int]()
         self.guard = Guard()
@@ -125,11 +122,11 @@ class StoredTable:
     ) -> Self:
         """Return a table of rows whose digests are written, and compute the redundancy that is asked for.
 
-        Arguments as for `StoredTable` (data, source, layout) and `EmbeddingBag.from_float` (locate, parity).
+        Arguments as for `StoredTable` (source, layout) and `EmbeddingBag.from_float` (locate, parity); `data` has the rows.
         """
         redundancy = _protected.new_redundancy(data.rows, locate, parity, digest=_protected.DIGEST if data.own else 0)
         _protected.fill(redundancy, data.rows, 0, data.num_rows)
-        return cls(data, redundancy, source=source, layout=layout)
+        return cls(ProtectedRows(data, *redundancy), source=source, layout=layout)
 
     @classmethod
     def view(
@@ -151,7 +148,7 @@ class StoredTable:
         data = _formats.attach_sidecar(
             rows, geometry, progress, lambda first, stop: _protected.fill(redundancy, rows, first, stop)
         )
-        return cls(data, redundancy, layout=layout)
+        return cls(ProtectedRows(data, *redundancy), layout=layout)
 
     def __repr__(self) -> str:
         return f"<StoredTable {self.shape[0]} x {self.shape[1]}, {self.bits} bit>"
@@ -161,36 +158,6 @@ class StoredTable:
             self.require_intact()
             rows, updated = copy.deepcopy(self._stored), copy.copy(self._updated)
             return _copied, (type(self), rows, self.source, updated, self.layout)
-
-    @property
-    def data(self) -> _rows.Table:
-        """Rows and digests, as the compiled loops read them."""
-        return self._stored.data
-
-    @property
-    def rows(self) -> Array:
-        """The stored bytes, (rows, bytes)."""
-        return self._stored.data.rows
-
-    @property
-    def sidecar(self) -> Array | None:
-        """Digests that are kept beside the rows, or None."""
-        return self._stored.data.sidecar
-
-    @property
-    def locator(self) -> Locator | None:
-        """Locating sums of each row, or None."""
-        return self._stored.locator
-
-    @property
-    def parity(self) -> Parity | None:
-        """Parity of groups of rows, or None."""
-        return self._stored.parity
-
-    @property
-    def overlay(self) -> Overlay:
-        """Corrected rows of a table that is only read, by number."""
-        return self._stored.overlay
 
     def row(self, number: int) -> Array:
         """Return the bytes of row `number` as calls read them: those of the overlay if it has the row."""
@@ -487,8 +454,8 @@ def _copied(
     cls: type[StoredTable], rows: ProtectedRows, source: Source | None, updated: Array | None, layout: str
 ) -> StoredTable:
     """Return a table of copied rows, with a guard of its own and no memory of repairs."""
-    table = cls(rows.data, source=source, layout=layout)
-    table._stored, table._updated = rows, updated
+    table = cls(rows, source=source, layout=layout)
+    table._updated = updated
     return table
 
 

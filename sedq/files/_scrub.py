@@ -238,14 +238,15 @@ def _assembled(rows: Array, header: dict[str, Any], arrays: dict[str, Array], mo
         params_at=at.params_at,
         half=bool(at.half),
     )
-    redundancy = _protected.new_redundancy(raw, True, _validation.integer("parity", header["parity"], 1, 2**31))
-    locator, groups = redundancy
+    locator, groups = _protected.new_redundancy(raw, True, _validation.integer("parity", header["parity"], 1, 2**31))
     assert locator is not None
     assert groups is not None
     locator.syndromes = _like("syndromes", arrays["syndromes"], locator.syndromes)
     groups.rows = _like("parity", arrays["parity"], groups.rows)
     groups.crc = _like("parity_crc", arrays["parity_crc"], groups.crc)
-    return EmbeddingBag.from_table(StoredTable(data, redundancy, layout=header["layout"]), mode=mode)
+    return EmbeddingBag.from_table(
+        StoredTable(_protected.ProtectedRows(data, locator, groups), layout=header["layout"]), mode=mode
+    )
 
 
 def _like(name: str, got: Array, expected: Array) -> Array:
