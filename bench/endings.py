@@ -3,7 +3,7 @@
 Each trial flips 1 to 8 bits in memory that an operator keeps (weights, parameters, rows of tables, digests, redundancy) or
 in what a kernel computes. The operator answers a request under ``on_error="recover"``, and its answer is compared with the
 right one. A fault in memory *stays* until it is repaired, *passes* before recovery looks, or is *stuck*: it comes back after
-every repair. A fault in a kernel strikes once, or is stuck for the whole call.
+every repair. A fault in a kernel strikes once, or is stuck for the whole call, in half of the cases for a recomputation too.
 
 Exit status 1 if an answer was wrong after a detection, if an operand was repaired to something else than it was, or if a
 promised fault was missed: any single bit, and any single word of weights and parameters, under ``"exact"`` and ``"full"``.
@@ -15,6 +15,7 @@ A table is also scrubbed, with its redundancy: "raised" then counts what a scrub
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 import sedq
 from sedq import detection
+from sedq._core import _dispatch
 from sedq.faults import _inject
 
 Array = NDArray[Any]
@@ -36,7 +38,12 @@ MARKS = "<!-- endings: begin -->", "<!-- endings: end -->"
 PERSISTENCE = ("stays", "passes", "stuck")
 PROMISED = ("exact", "full")
 # sites of kernels, and whether "exact" promises to see one struck word; "full" promises all of them
-KERNEL_SITES = {"product": {"tile": True, "epilogue": False, "store": True}, "bag": {"bag": False, "pooled": True}}
+KERNEL_SITES = {
+    "product": {"tile": True, "epilogue": False, "store": True},
+    "bag": {"bag": False, "pooled": True},
+    "tables": {"bag": False, "pooled": True},
+    "model": {"tile": True, "epilogue": False, "store": True, "bag": False, "pooled": True, "codes": True, "dots": True},
+}
 
 
 @dataclass
@@ -136,6 +143,35 @@ def table(rng: np.random.Generator, bits: int, dim: int, weighted: bool, **kept:
     return Case("bag", call, len(requests), ("exact", "full", "digest"), sites, bag=bag)
 
 
+def tables(rng: np.random.Generator) -> Case:
+    """A collection of tables, with bags of very different lengths."""
+    bags = [sedq.EmbeddingBag.from_float(rng.normal(size=(60, d)).astype(np.float32)) for d in (8, 20, 32)]
+    collection, requests = sedq.EmbeddingBagCollection(bags), []
+    for _ in range(16):
+        lengths = np.concatenate([rng.integers(0, 3, 5), rng.integers(0, 9, 5), rng.integers(20, 90, 5)])
+        offsets = np.cumsum([0, *lengths])
+        requests.append((rng.integers(0, 60, offsets[-1]), offsets))
+    return Case("tables", lambda i, check: collection(*requests[i], check=check), 16, ("exact", "full", "digest"), {})
+
+
+def model(rng: np.random.Generator) -> Case:
+    """A DLRM of three tables."""
+
+    def mlp(*widths: int) -> list[tuple[Array, Array]]:
+        return [
+            (rng.normal(0, 0.4, (n, k)).astype(np.float32), rng.normal(0, 0.1, n).astype(np.float32))
+            for k, n in itertools.pairwise(widths)
+        ]
+
+    def request(count: int) -> tuple[Array, list[Array]]:
+        return rng.normal(size=(count, 7)).astype(np.float32), [rng.integers(0, 60, (count, 4)) for _ in range(3)]
+
+    made = sedq.DLRM(mlp(7, 20, 12), [rng.normal(size=(60, 12)).astype(np.float32) for _ in range(3)], mlp(18, 70, 1))
+    made = made.quantize((*request(200), None))
+    requests = [request(9) for _ in range(16)]
+    return Case("model", lambda i, check: made(*requests[i], check=check), 16, ("exact", "full"), {})
+
+
 def cases(rng: np.random.Generator) -> list[Case]:
     made = [
         product(rng, n, k, m, zero, operator)
@@ -145,7 +181,7 @@ def cases(rng: np.random.Generator) -> list[Case]:
     for bits in (8, 4, 2, 16, 32):
         for kept in ({"keep_source": True}, {"parity": 8}, {"locate": True}, {"parity": 8, "locate": True}, {}):
             made.append(table(rng, bits, 32 if bits == 8 else 30, weighted=bool(len(kept) % 2), **kept))
-    return made
+    return [*made, *(make(rng) for make in (tables, model) * 4)]
 
 
 @dataclass
@@ -213,12 +249,20 @@ def in_memory(bits: Bits, persistence: str) -> Iterator[None]:
 
 
 @contextmanager
-def in_kernel(rng: np.random.Generator, site: str, flips: int, stuck: bool) -> Iterator[None]:
-    """Let a fault strike one word of what a kernel computes, once or at every visit."""
+def in_kernel(rng: np.random.Generator, site: str, flips: int, stuck: bool, again: bool) -> Iterator[None]:
+    """Let a fault strike one word of what a kernel computes, once or at every visit; `again` in a recomputation too."""
+    paths = _dispatch.paths
     flip = int(np.bitwise_or.reduce(1 << rng.choice(32, size=flips, replace=False)))
     plan = (int(rng.integers(3)) * (not stuck), int(rng.integers(1 << 16)), flip, 2**40 if stuck else 1)
     with _inject.hooked_call(site, plan):
-        yield
+        if again:  # the plan strikes in this thread, where the first recomputation runs
+            struck = sedq.get_config().kernels
+            others = [path for path in paths(struck) if path.name != struck.name]
+            _dispatch.paths = lambda kernels: [struck, *others]
+        try:
+            yield
+        finally:
+            _dispatch.paths = paths
 
 
 @dataclass
@@ -267,7 +311,7 @@ def run(case: Case, rng: np.random.Generator, figures: Figures, trial: int) -> N
     check = case.levels[int(rng.integers(len(case.levels)))]
     flips = int(rng.integers(1, 9))
     spread, i = bool(rng.integers(2)), int(rng.integers(case.inputs))
-    if rng.integers(4):
+    if case.sites and rng.integers(4):
         names = list(case.sites)
         site = names[int(rng.integers(len(names)))]
         persistence = PERSISTENCE[int(rng.integers(3))]
@@ -277,10 +321,11 @@ def run(case: Case, rng: np.random.Generator, figures: Figures, trial: int) -> N
         names = list(KERNEL_SITES[case.kind])
         site = names[int(rng.integers(len(names)))]
         stuck, spread = bool(rng.integers(2)), False
-        persistence = "stuck" if stuck else "once"
+        again = stuck and bool(rng.integers(2))
+        persistence = "stuck, also when computed again" if again else "stuck" if stuck else "once"
         # stuck lanes of several panels may cancel; errors of a bag's floats below the rounding bound count as benign
         promised = not stuck and (check == "full" or (check == "exact" and KERNEL_SITES[case.kind][site]))
-        strike = in_kernel(rng, site, flips, stuck)
+        strike = in_kernel(rng, site, flips, stuck, again)
     got = None
     with sedq.monitor() as m, strike:
         try:
