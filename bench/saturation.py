@@ -6,6 +6,7 @@ multiply bytes with vpmaddubsw, which saturates at 16 bits.
 
 from __future__ import annotations
 
+import measure
 import numpy as np
 import peers
 
@@ -14,6 +15,7 @@ from helpers import oracles
 
 
 def main(m: int = 64, n: int = 512, k: int = 256) -> None:
+    print(measure.machine(1))
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (m, k), dtype=np.uint8)
     w = rng.integers(-128, 128, (n, k), dtype=np.int8)
