@@ -4,20 +4,21 @@ int8 matrix products and embedding bags on the CPU, each of which checks what it
 `qlinear`, `EmbeddingBag`, `QuantizedLinear`, or the whole `DLRM`.
 """
 
+from typing import TYPE_CHECKING
+
 try:
-    import sedq._core._dispatch  # noqa: F401 - the first to need what is compiled
+    import sedq._core._dispatch  # noqa: F401 - the first compiled module that anything needs
 except ModuleNotFoundError as error:
     if error.name is None or not error.name.startswith("sedq._core"):
         raise
     raise ImportError(
-        "sedq is not built here: this is its source tree, whose compiled modules are missing. Run 'pip install .' in it "
-        "and import sedq from another directory, or 'pip install --no-build-isolation --editable .' to work on it."
+        "This directory holds the source of sedq, without the compiled modules, and it hides the installed package: "
+        "Python looks for packages in the current directory first. If you ran 'pip install .', start Python in another "
+        "directory. To work on the source, run 'pip install --no-build-isolation --editable .' and import sedq from here."
     ) from None
 
-from sedq import datasets, faults, files
 from sedq._config import Settings, config_context, get_config, set_config
 from sedq._info import show_versions, versions
-from sedq.calibration import ThresholdCalibration, calibrate_thresholds
 from sedq.detection import Event, Monitor, monitor
 from sedq.embedding import EmbeddingBag, EmbeddingBagCollection, IndexBatch, ScrubReport, StoredTable
 from sedq.exceptions import CalibrationWarning, ModelFileError, SedqWarning, SoftErrorDetected, SoftErrorWarning
@@ -30,7 +31,6 @@ from sedq.linear import (
     qlinear,
     qlinear_dynamic,
 )
-from sedq.models import DLRM
 from sedq.quantization import (
     HistogramObserver,
     MinMaxObserver,
@@ -41,6 +41,41 @@ from sedq.quantization import (
     dequantize,
     quantize,
 )
+
+if TYPE_CHECKING:
+    from sedq import datasets, faults, files
+    from sedq.calibration import ThresholdCalibration, calibrate_thresholds
+    from sedq.models import DLRM
+
+    __version__: str
+else:
+    # Imported when they are first used: with SciPy they take several times as long to import as all the rest.
+    _LAZY = {
+        "DLRM": "sedq.models",
+        "ThresholdCalibration": "sedq.calibration",
+        "calibrate_thresholds": "sedq.calibration",
+        "datasets": "sedq",
+        "faults": "sedq",
+        "files": "sedq",
+    }
+
+    def __getattr__(name):
+        from importlib import import_module, metadata
+
+        if name == "__version__":
+            value = metadata.version("sedq")
+        elif name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        elif _LAZY[name] == "sedq":
+            value = import_module(f"sedq.{name}")
+        else:
+            value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "DLRM",
@@ -85,5 +120,3 @@ __all__ = [
     "show_versions",
     "versions",
 ]
-
-__version__ = versions()["sedq"]

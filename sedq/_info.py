@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ def cpu_name() -> str:
                 return line.partition(":")[2].strip()
     except OSError:
         pass
+    import platform
+
     return platform.processor() or platform.machine()
 
 
@@ -44,6 +44,9 @@ def versions() -> dict[str, Any]:
     >>> sedq.versions()["instruction sets built"].startswith("reference")
     True
     """
+    import platform
+    from importlib import metadata  # both are slow to import, and few programs need them
+
     return {
         "sedq": metadata.version("sedq"),
         "python": sys.version.split()[0],

@@ -8,6 +8,8 @@ from scipy.stats import genpareto, norm
 
 from sedq.calibration import _tail
 
+pytestmark = pytest.mark.any_isa
+
 
 @pytest.mark.parametrize("shape", [-0.4, -0.1, 0.05, 0.4])
 def test_the_estimator_agrees_with_maximum_likelihood(shape: float) -> None:

@@ -15,6 +15,8 @@ from sedq.commands import _campaign, _demo, _main
 from sedq.datasets import load_msweb
 from sedq.faults import _targets
 
+pytestmark = pytest.mark.any_isa
+
 
 def run(*arguments: object) -> int:
     return _main.main(["campaign", *map(str, arguments)])

@@ -15,6 +15,8 @@ import pytest
 import sedq
 from sedq import faults
 
+pytestmark = pytest.mark.any_isa
+
 TRIALS = 400
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from helpers.campaigns import TRIALS, Make, everywhere, model, product
 
+pytestmark = pytest.mark.any_isa
+
 
 @everywhere
 def test_trials_can_be_run_again_in_any_order(make: Make) -> None:

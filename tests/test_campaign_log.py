@@ -20,6 +20,8 @@ from helpers.campaigns import layer, product
 from sedq import faults
 from sedq.faults import _log
 
+pytestmark = pytest.mark.any_isa
+
 KILLED = """
 import sys, time
 sys.path.insert(0, {folder!r})

@@ -22,6 +22,8 @@ from sedq.commands import _demo
 from sedq.datasets import load_msweb
 from sedq.faults import _pictures, _report, _residuals, _summary, _targets
 
+pytestmark = pytest.mark.any_isa
+
 Document = dict[str, Any]
 
 

@@ -28,6 +28,8 @@ from sedq.faults._log import Log
 from sedq.faults._worker import Worker
 from sedq.faults.live import LiveResult
 
+pytestmark = pytest.mark.any_isa
+
 
 def interrupt(*_: Any, **__: Any) -> Any:
     raise KeyboardInterrupt

@@ -13,6 +13,8 @@ from sedq.datasets import MSWeb, Requests, auc, load_msweb
 from sedq.datasets._msweb import DENSE_NAMES, TABLE_NAMES, FeatureSpace, feature_space, features, known_space, requests
 from sedq.datasets._requests import Bags
 
+pytestmark = pytest.mark.any_isa
+
 # As LICENSE-msweb.md documents.
 FLOAT_AUC = 0.9108
 BASELINE_AUC = 0.7620

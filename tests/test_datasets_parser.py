@@ -11,6 +11,8 @@ from sedq.datasets._msweb import features, known_space, url_words, words
 from sedq.datasets._msweb_files import parse
 from sedq.datasets._requests import Bags
 
+pytestmark = pytest.mark.any_isa
+
 AREAS = (
     'I,4,"www.example.com","made for a test"\n'
     'T,1,"VRoot",0,0,"VRoot"\n'

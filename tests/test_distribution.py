@@ -1,7 +1,8 @@
 """The sdist and the wheel hold the same modules: what is in the tree is in both, and what is compiled is in the wheel.
 
-Builds both with the backend itself, the wheel from the unpacked sdist as pip does it, without a network. It takes as
-long as a build.
+Builds both with the backend itself, the wheel from the unpacked sdist as pip does it, without a network. This takes as
+long as a build. If the environment variable SEDQ_DISTRIBUTIONS names a folder with one sdist and the wheel that was built
+from it, those two are compared instead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+pytestmark = pytest.mark.any_isa
 
 ROOT = Path(__file__).parent.parent
 # what the wheel leaves out: the build's own files, and kernels, which only a build needs
@@ -43,26 +46,39 @@ def backend(call: str, source: Path) -> None:
     assert ran.returncode == 0, f"{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
 
 
+def unpacked(sdist: Path, folder: Path) -> Path:
+    """Unpack an sdist and return the folder of its source tree."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    return source
+
+
+def files_of(source: Path) -> set[str]:
+    """Files of the package in a source tree."""
+    return {p.relative_to(source).as_posix() for p in (source / "sedq").rglob("*") if p.is_file()}
+
+
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], set[str]]:
     """Files of the package in the sdist, and in a wheel built from it."""
+    folder = tmp_path_factory.mktemp("distributions")
+    if built := os.environ.get("SEDQ_DISTRIBUTIONS"):
+        (sdist,), (wheel,) = Path(built).glob("*.tar.gz"), Path(built).glob("*.whl")
+        return files_of(unpacked(sdist, folder)), set(zipfile.ZipFile(wheel).namelist())
     for module, package in (("mesonpy", "meson-python"), ("Cython", "Cython"), ("mesonbuild", "meson"), ("ninja", "ninja")):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{package} is not installed, which the build needs: pip install meson-python Cython meson ninja")
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout, of which alone the backend makes an sdist")
-    folder = tmp_path_factory.mktemp("distributions")
     backend(f"build_sdist({str(folder)!r}, {{'builddir': {str(folder / 'meta')!r}}})", ROOT)
     (sdist,) = folder.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "source", filter="data")
-    (source,) = (folder / "source").iterdir()
+    source = unpacked(sdist, folder)
     # what is compiled need not be fast here
     settings = {"builddir": str(folder / "build"), "setup-args": ["-Dbuildtype=plain", "-Doptimization=0"]}
     backend(f"build_wheel({str(folder)!r}, {settings!r})", source)
     (wheel,) = folder.glob("*.whl")
-    in_sdist = {p.relative_to(source).as_posix() for p in (source / "sedq").rglob("*") if p.is_file()}
-    return in_sdist, set(zipfile.ZipFile(wheel).namelist())
+    return files_of(source), set(zipfile.ZipFile(wheel).namelist())
 
 
 def modules(files: set[str]) -> set[str]:

@@ -21,6 +21,8 @@ from sedq.faults._worker import InvalidRun
 from sedq.faults.live._log import Log as LiveLog
 from sedq.files import _archive, _scrub
 
+pytestmark = pytest.mark.any_isa
+
 bag, calibrated = calibrations.bag, calibrations.calibrated  # fixtures
 LIMIT = 50 * 2**20  # bytes that a small file may take
 BOMB = 200 * 2**20

@@ -14,6 +14,8 @@ from sedq.commands import _demo
 from sedq.datasets import load_msweb
 from sedq.embedding._index_batch import consume
 
+pytestmark = pytest.mark.any_isa
+
 Array = NDArray[Any]
 ROWS, DIM = 1024, 8
 

@@ -18,6 +18,8 @@ from helpers import integer_row_vectors as vectors
 from helpers import integer_rows as ir
 from sedq import datasets
 
+pytestmark = pytest.mark.any_isa
+
 Array = NDArray[Any]
 FROZEN = vectors.load()
 BITS = (8, 4, 2)

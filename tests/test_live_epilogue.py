@@ -13,6 +13,8 @@ from sedq._core import _dispatch
 from sedq.faults.live._session import Session
 from sedq.faults.live._strikes import Strike
 
+pytestmark = pytest.mark.any_isa
+
 # argument registers of the System V ABI, and the stack pointer, as numbers
 RDI, RDX, RCX, RSP = 5, 3, 2, 7
 

@@ -19,6 +19,8 @@ from sedq.faults import live
 from sedq.faults.live import _targets
 from sedq.faults.live._strikes import NOTHING, OUTCOMES, Trial
 
+pytestmark = pytest.mark.any_isa
+
 
 def test_damage_is_relative_and_sees_every_bit() -> None:
     want, limits = np.array([[1, -4], [2, 0]], np.float32), np.array([1e-3, 1e-3])

@@ -239,6 +239,7 @@ HEADERS: dict[str, Callable[[Any], None]] = {
     **{f"no {key}": drop(key) for key in ("format", "version", "arrays", "bottom", "top", "tables")},
     "other format": set_at("format", to="msweb"),
     "other version": set_at("version", to=3),
+    "version before the first release": set_at("version", to=1),
     "version text": set_at("version", to="1"),
     "arrays None": set_at("arrays", to=None),
     "arrays empty": set_at("arrays", to={}),

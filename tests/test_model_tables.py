@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 
 import sedq
-from helpers.model_files import as_version_1
 from sedq import faults
 from sedq.files import _model_file
 from sedq.files._archive import Writer
@@ -114,20 +113,6 @@ def test_a_corrupted_mapping_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_files_of_version_1(tmp_path: Path, bits: int) -> None:
-    bag = sedq.EmbeddingBag.from_float(TABLE, bits=bits)
-    model = model_of(bag)
-    model.save(tmp_path / "m")
-    as_version_1(tmp_path / "m")
-    twin = sedq.DLRM.load(tmp_path / "m")
-    np.testing.assert_array_equal(twin(DENSE, [INDICES]), model(DENSE, [INDICES]))
-    for row in (0, 7, ROWS - 1):
-        faults.flip_row_bit(twin.bags[0], row, 3)
-    assert twin.bags[0].scrub().reloaded == [0, 7, ROWS - 1]
-    np.testing.assert_array_equal(twin.bags[0].to_fused(), bag.to_fused())
-
-
 # ---- rows come back from the file that was written last
 
 
@@ -225,11 +210,6 @@ def test_files_are_read_and_written_in_pieces(tmp_path: Path) -> None:
     assert peak(model.save, path)[1] < fused.nbytes / 2
     twin, most = peak(sedq.DLRM.load, path)
     assert most < own + fused.nbytes / 2  # the rows themselves count where they are no map
-    faults.flip_row_bit(twin.bags[0], 90_000, 3)
-    restored, most = peak(twin.bags[0].restore, [90_000])
-    assert restored == [90_000]
-    assert most < fused.nbytes / 2
-    as_version_1(path)
     faults.flip_row_bit(twin.bags[0], 90_000, 3)
     restored, most = peak(twin.bags[0].restore, [90_000])
     assert restored == [90_000]

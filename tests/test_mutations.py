@@ -12,7 +12,10 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(not (ROOT / "bench" / "mutants.py").is_file(), reason="the benchmarks are not here")
+pytestmark = [
+    pytest.mark.any_isa,
+    pytest.mark.skipif(not (ROOT / "bench" / "mutants.py").is_file(), reason="the benchmarks are not here"),
+]
 
 PYTHON = """
 def verify(a, b):

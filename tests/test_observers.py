@@ -17,6 +17,8 @@ from helpers.observers import KINDS, error, every, message, samples, signs
 from sedq import QParams, choose_qparams
 from sedq.quantization import HistogramObserver, MovingAverageObserver, PercentileObserver
 
+pytestmark = pytest.mark.any_isa
+
 # those to which it makes no difference how data is divided
 undivided = pytest.mark.parametrize("kind", [v for k, v in KINDS.items() if k != "MovingAverageObserver"])
 

@@ -13,6 +13,8 @@ from sedq import QParams, choose_qparams, dequantize, quantize
 from sedq.datasets._minilm import load_minilm
 from sedq.quantization import HistogramObserver, MinMaxObserver
 
+pytestmark = pytest.mark.any_isa
+
 # ---- least squares
 
 

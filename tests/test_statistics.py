@@ -10,6 +10,8 @@ from scipy import stats
 
 from sedq import _statistics as statistics
 
+pytestmark = pytest.mark.any_isa
+
 COUNTS = [(0, 1), (1, 1), (0, 50), (3, 50), (25, 50), (47, 50), (50, 50), (9, 10_000), (10, 10_000), (5_000, 10_000)]
 
 

@@ -16,6 +16,8 @@ import pytest
 
 import sedq
 
+pytestmark = pytest.mark.any_isa
+
 ROOT = Path(sedq.__file__).parent
 # from top to bottom: a module imports from its own layer or lower ones
 LAYERS = (
@@ -24,7 +26,7 @@ LAYERS = (
     {"models", "files", "datasets"},
     {"linear", "embedding"},
     {"detection", "quantization"},
-    {"_sealed", "_fork", "_validation", "_config", "exceptions", "_info", "_statistics"},
+    {"_sealed", "_fork", "_validation", "_config", "exceptions", "_info", "_progress", "_statistics"},
     {"_core"},
 )
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
@@ -134,7 +136,7 @@ def test_only_faults_imports_the_hooked_kernels() -> None:
 
 KNOWN = {*sys.stdlib_module_names, "sedq", "numpy", "scipy"}
 # packages of extras, and where they are used
-OPTIONAL = {("matplotlib", "faults._pictures"), ("tqdm", "faults._progress")}
+OPTIONAL = {("matplotlib", "faults._pictures")}
 
 
 def test_only_numpy_and_scipy_and_extras_where_they_are_used_are_named() -> None:
@@ -168,15 +170,31 @@ def test_only_numpy_and_scipy_are_imported() -> None:
     assert imported - set(sys.stdlib_module_names) - {"numpy", "scipy"} == {"sedq"}
 
 
-def test_a_source_tree_that_is_not_built_says_what_to_do(tmp_path: Path) -> None:
+def test_import_sedq_does_not_import_scipy() -> None:
+    # SciPy takes several times as long to import as sedq itself, and many programs never need it
+    ran = python("import sys, sedq\nprint(*sorted(name for name in sys.modules if name.partition('.')[0] == 'scipy'))")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", ["DLRM", "ThresholdCalibration", "calibrate_thresholds", "datasets", "faults", "files"])
+def test_what_is_imported_when_it_is_used_is_there(name: str) -> None:
+    ran = python(f"import sys, sedq\nassert {name!r} in dir(sedq)\nassert {name!r} not in vars(sedq)\nprint(sedq.{name})")
+    assert ran.returncode == 0, ran.stderr
+    assert name in ran.stdout
+    with pytest.raises(AttributeError, match="module 'sedq' has no attribute 'no_such_name'"):
+        sedq.no_such_name  # type: ignore[attr-defined] # noqa: B018
+
+
+def test_a_source_tree_without_compiled_modules_says_that_it_hides_the_installed_package(tmp_path: Path) -> None:
     compiled = shutil.ignore_patterns("*.so", "*.pyd", "*.dylib", "__pycache__", "*.npz")
     shutil.copytree(ROOT, tmp_path / "sedq", ignore=compiled)
     ran = python("import sedq", tmp_path)
     assert ran.returncode == 1
     last = ran.stderr.splitlines()[-1]
     assert last.startswith("ImportError: ")
-    assert "not built" in last
-    assert "pip install ." in last
+    assert "hides the installed package" in last
+    assert "If you ran 'pip install .', start Python in another directory" in last
 
 
 # ---- documentation of public names
@@ -221,7 +239,11 @@ def parameters(call: Callable[..., Any]) -> list[str]:
 def test_every_public_name_exists_once() -> None:
     assert len(set(sedq.__all__)) == len(sedq.__all__)  # the linter sorts them
     assert [name for name in sedq.__all__ if not hasattr(sedq, name)] == []
-    assert isinstance(sedq.__version__, str)
+
+
+def test_the_version_is_that_of_the_build() -> None:
+    build = (Path(__file__).parent.parent / "meson.build").read_text(encoding="utf-8")
+    assert re.findall(r"^  version: '(.*)',$", build, re.M) == [sedq.__version__]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

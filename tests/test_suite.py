@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.any_isa
+
 BENCH = Path(__file__).parent.parent / "bench"
 MODULES = sorted(p.stem for p in (BENCH / "suite").glob("*.py") if p.stem != "__init__")
 

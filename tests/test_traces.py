@@ -11,6 +11,8 @@ import sedq
 from sedq.datasets import Trace, load_pydocs_trace, synthetic_trace
 from sedq.datasets._traces import RATES, _rows_of_rates, rate_shares, reuse_histogram
 
+pytestmark = pytest.mark.any_isa
+
 
 def check_csr(trace: Trace) -> None:
     assert trace.indices.dtype == trace.offsets.dtype == np.int64

@@ -7,12 +7,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from sedq import _info, files
+from sedq._progress import progress_bar
 from sedq.commands import _calibrate as calibrate
 from sedq.commands import _campaign as campaign
 from sedq.commands import _demo as demo
@@ -21,7 +22,6 @@ from sedq.files._scrub import SUFFIX
 
 __all__ = ["main"]
 
-BAR = 40  # characters of a full bar
 INTERRUPTED, UNREAD = 130, 141  # what a shell makes of SIGINT and SIGPIPE
 
 
@@ -86,7 +86,8 @@ def _scrub(options: argparse.Namespace) -> int:
         )
     if options.protect:
         check_target("--protect", Path(f"{options.file}{SUFFIX}"))
-    with _progress(options.quiet) as progress:
+    silent = options.quiet or not sys.stderr.isatty()
+    with nullcontext() if silent else progress_bar() as progress:
         if options.protect:
             made = files.protect_file(options.file, **kept, progress=progress)
         else:
@@ -96,27 +97,6 @@ def _scrub(options: argparse.Namespace) -> int:
         return 0
     print(report)
     return 1 if report.left else 3 if report.found else 0
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int], object] | None]:
-    """Show a bar on stderr; nothing where nobody looks."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    began = False
-
-    def show(done: int, total: int) -> None:
-        nonlocal began
-        began = True
-        filled = BAR * done // max(total, 1)
-        print(f"\r[{'#' * filled:<{BAR}}] {done:,} of {total:,}", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield show
-    finally:
-        if began:
-            print(file=sys.stderr)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from sedq import _config, _statistics, _validation
+from sedq._progress import progress_bar
 from sedq.datasets import Requests
 from sedq.faults import _strike, _summary, _targets
 from sedq.faults._log import Log, Results, collect
 from sedq.faults._models import FaultModel, default_models
 from sedq.faults._plan import CampaignPlan
-from sedq.faults._progress import progress_of
 from sedq.faults._residuals import Residuals, residuals
 from sedq.faults._result import CampaignResult
 from sedq.faults._sites import chosen, site_names
@@ -305,7 +305,7 @@ class Campaign:
             Log of the trials that have been run, in JSON lines. It is appended to as chunks end, without an executor every
             second as well; if it exists, what it holds isn't run again.
         progress : bool or callable, default False
-            True shows a bar (tqdm, if it is there); a callable is given (trials done, trials).
+            True shows a bar on standard error; a callable is given (trials done, trials).
         chunk : int, default 500
             Trials that a worker runs at a time.
 
@@ -326,7 +326,10 @@ class Campaign:
             log = None if resume is None else stack.enter_context(Log(resume, self._header()))
             done = {} if log is None else self._replayed(log.records, trials)
             parts = [(a, b) for a, b in parts if any(i not in done for i in range(a, b))]
-            report = stack.enter_context(progress_of(progress, len(done), trials))
+            if callable(progress):
+                report = progress
+            else:
+                report = stack.enter_context(progress_bar("trials")) if progress else lambda done, trials: None
             results = self._here(parts, done) if executor is None else self._on(executor, parts, done)
             collect(results, done, log, lambda count: report(count, trials))
         self._worker.require_intact()

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
@@ -214,31 +214,31 @@ class Reader(Archive):
     Raises
     ------
     ModelFileError
-        Unless a file has a header of this format, in one of these versions; from every method for what is not as it was
+        Unless a file has a header of this format, in this version; from every method for what is not as it was
         saved.
     OSError
         If the file can't be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], form: str, versions: Sequence[int]) -> None:
+    def __init__(self, path: str | os.PathLike[str], form: str, version: int) -> None:
         super().__init__(path)
         try:
-            self.header = self._read_header(form, versions)
+            self.header = self._read_header(form, version)
         except BaseException:
             self._stream.close()
             raise
 
-    def _read_header(self, form: str, versions: Sequence[int]) -> dict[str, Any]:
+    def _read_header(self, form: str, version: int) -> dict[str, Any]:
         text = self.text("header")
         if hashlib.sha256(text).digest() != self.text("header_sha256"):
             raise ModelFileError(f"{self.path}: the header does not fit its digest")
         header = self.json_object("header", text)
         if not isinstance(header.get("arrays"), dict):
             raise ModelFileError(f"{self.path}: the header is not that of a model")
-        if header.get("format") != form or header.get("version") not in versions:
+        if header.get("format") != form or header.get("version") != version:
             raise ModelFileError(
                 f"{self.path}: got {shorten(header.get('format'))} version {shorten(header.get('version'))}, "
-                f"expected {form!r} version {' or '.join(map(str, versions))}"
+                f"expected {form!r} version {version}"
             )
         return header
 

@@ -8,8 +8,6 @@
                                                                             are read again without all the others
     table.0.index_mapping                                                   of a pruned table
     header, header_sha256                                                   settings of layers and tables; digests
-
-Version 1 had neither blocks nor mappings, and of a table's settings only mode, bits and layout.
 """
 
 from __future__ import annotations
@@ -37,14 +35,11 @@ __all__ = ["RowSource", "WeightSource", "compare", "load", "save"]
 Array = NDArray[Any]
 FORMAT = "sedq-dlrm"
 VERSION = 2
-READABLE = (1, 2)
 BLOCK = 2**20  # bytes of rows with a digest of their own
-# what version 1 doesn't say of a table; its dimension is that of the bottom layers
-DEFAULTS: dict[str, Any] = {"padding_idx": None, "locate": False, "parity": None, "block": None}
 
 
 def _opened(path: str | os.PathLike[str]) -> Reader:
-    return Reader(path, FORMAT, READABLE)
+    return Reader(path, FORMAT, VERSION)
 
 
 # --- saving ---
@@ -175,7 +170,7 @@ class RowSource:
     """Restores rows of a table from the file that it was loaded from.
 
     The SHA-256 of the table is that of the one that was loaded, or the file is refused. Rows are then read in the blocks
-    that hold them, each compared with its SHA-256; from a file of version 1, by going through all of the table.
+    that hold them, each compared with its SHA-256.
     """
 
     def __init__(self, path: str, table: int, sha256: str) -> None:
@@ -197,13 +192,9 @@ class RowSource:
         name = f"table.{self.table}.rows"
         with _opened(self.path) as reader:
             _require_same(reader, name, self.sha256)
-            settings = DEFAULTS | reader.header["tables"][self.table]
-            if settings["block"] is None:
-                pieces = _all_pieces(reader, name)
-            else:
-                pieces = _blocks(reader, self.table, settings["block"], rows)
+            block = reader.header["tables"][self.table]["block"]
             found = np.empty((len(rows), reader.shape(name)[1]), np.uint8)
-            for first, piece in pieces:
+            for first, piece in _blocks(reader, self.table, block, rows):
                 here = (rows >= first) & (rows < first + len(piece))
                 found[here] = piece[rows[here] - first]
             return found
@@ -261,13 +252,11 @@ def _load_rows(reader: Reader, name: str, bits: int, layout: str, dim: int | Non
     return _rows.Table(rows, at.dim, bits)
 
 
-def _load_bag(reader: Reader, number: int, header: dict[str, Any], dim: int) -> EmbeddingBag:
+def _load_bag(reader: Reader, number: int, settings: dict[str, Any]) -> EmbeddingBag:
     name = f"table.{number}"
-    settings = (DEFAULTS | {"dim": dim} if reader.header["version"] == 1 else {}) | header
-    if settings["block"] is not None:  # as sound as what they are for, and as many
-        blocks = -(-reader.shape(f"{name}.rows")[0] // _validation.integer("block", settings["block"], 1, 2**62))
-        if reader.array(f"{name}.blocks").shape != (blocks, 32):
-            raise ValueError(f"{name}.blocks: expected {blocks} of them")
+    blocks = -(-reader.shape(f"{name}.rows")[0] // _validation.integer("block", settings["block"], 1, 2**62))
+    if reader.array(f"{name}.blocks").shape != (blocks, 32):
+        raise ValueError(f"{name}.blocks: expected {blocks} of them")
     table = StoredTable.protect(
         _load_rows(reader, f"{name}.rows", settings["bits"], settings["layout"], settings["dim"]),
         source=RowSource(os.path.abspath(reader.path), number, reader.header["arrays"][f"{name}.rows"]["sha256"]),
@@ -291,8 +280,7 @@ def load(path: str | os.PathLike[str]) -> tuple[list[QuantizedLinear], list[Embe
                 [_load_layer(reader, f"{name}.{i}", h) for i, h in enumerate(reader.header[name])]
                 for name in ("bottom", "top")
             )
-            dim = bottom[-1].packed.shape[0]
-            bags = [_load_bag(reader, t, header, dim) for t, header in enumerate(reader.header["tables"])]
+            bags = [_load_bag(reader, t, settings) for t, settings in enumerate(reader.header["tables"])]
         except ModelFileError:
             raise
         except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:

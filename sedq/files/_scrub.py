@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sedq import _validation
 from sedq._core import _rows
+from sedq._progress import Progress
 from sedq.embedding import EmbeddingBag, StoredTable, _formats, _protected
 from sedq.exceptions import ModelFileError
 from sedq.files import _model_file
@@ -32,7 +32,6 @@ from sedq.files._replacing import replacing
 __all__ = ["FileReport", "open_table", "protect_file", "scrub_file"]
 
 Array = NDArray[Any]
-Progress = Callable[[int, int], object]
 SUFFIX = ".sedq"
 FORMAT, VERSION = "sedq-table", 2
 PARTS = ("sidecar", "syndromes", "parity", "parity_crc")
