@@ -171,3 +171,15 @@ def test_full_compares_all_bits_of_outputs(kernels: _dispatch.Context, output: s
         y, events = watched(call, "full")
     assert "epilogue" in {e.kind for e in events}
     assert y.tobytes() == sound.tobytes()
+
+
+@pytest.mark.parametrize("check", ["exact", "full"])
+@pytest.mark.parametrize("output", ["int32", "float32"])
+@pytest.mark.parametrize("bit", [0, 15, 16, 31])
+def test_all_bits_of_what_was_stored_are_read_back(kernels: _dispatch.Context, output: str, bit: int, check: str) -> None:
+    call = product(output, 3, 41)
+    sound = call(check="off")
+    with planned("store", 0, 7, Change(0xFFFFFFFF, flip=1 << bit)):
+        y, events = watched(call, check)
+    assert {e.kind for e in events} == {"output"}
+    assert y.tobytes() == sound.tobytes()

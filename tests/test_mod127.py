@@ -102,3 +102,20 @@ def test_levels_that_are_not_encoded() -> None:
         packed = sedq.pack_weights(np.ones((3, 4), np.int8), encode=encode)
         with pytest.raises(ValueError, match=f"check: got '{check}', expected one that these weights are encoded for"):
             sedq.matmul_integer(x, packed, check=check)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_threads_that_share_the_columns_of_few_rows_add_their_parts(
+    rows: int, kernels: _dispatch.Context, rng: np.random.Generator
+) -> None:
+    x = rng.integers(1, 127, (rows, 700)).astype(np.uint8)
+    packed = sedq.pack_weights(rng.integers(-128, 128, (2560, 700)).astype(np.int8), encode=("mod127",))
+    expected = sedq.matmul_integer(x, packed, check="off")
+    with sedq.monitor() as m:
+        np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="mod127", num_threads=2), expected)
+    assert m.detections == 0
+    for column in (0, 1279, 1280, 2559):
+        faults.flip_weight_bit(packed, column, 5, 4)
+        with sedq.monitor() as m:
+            np.testing.assert_array_equal(sedq.matmul_integer(x, packed, check="mod127", num_threads=2), expected)
+        assert m.verdicts == {"memory": rows}
