@@ -76,12 +76,18 @@ static int32_t corrected(const sedq_epilogue *e, int j, int32_t acc, uint32_t ro
     return (int32_t)v;
 }
 
+/* A float as an integer, modulo 2^32; what a struck bound makes too large for one becomes -2^31, as vector instructions have it. */
+static uint32_t whole(float v)
+{
+    return v >= -0x1p31f && v < 0x1p31f ? (uint32_t)(int32_t)v : 0x80000000u;
+}
+
 static int32_t requantized(const sedq_epilogue *e, int j, int32_t raw)
 {
     float v = ((float)raw + e->bias[j]) * e->mult[j];
     v = v < e->low ? e->low : v;
     v = v > e->high ? e->high : v;
-    return (int32_t)rintf(v) + e->y_zp;
+    return (int32_t)(whole(rintf(v)) + (uint32_t)e->y_zp);
 }
 
 /* The same by other instructions: added to a float of magnitude below 2^22, 1.5 * 2^23 leaves the integer nearest to it, halves to
@@ -89,10 +95,10 @@ static int32_t requantized(const sedq_epilogue *e, int j, int32_t raw)
 static int32_t requantized_again(const sedq_epilogue *e, int j, int32_t raw)
 {
     const float rounder = 0x1.8p23f, sum = ((float)raw + e->bias[j]) * e->mult[j] + rounder;
-    const int32_t low = (int32_t)bits(rounder) + (int32_t)e->low, high = (int32_t)bits(rounder) + (int32_t)e->high;
+    const int32_t low = (int32_t)(bits(rounder) + whole(e->low)), high = (int32_t)(bits(rounder) + whole(e->high));
     int32_t v = (int32_t)bits(sum);
     v = v < low ? low : v > high ? high : v;
-    return v - ((int32_t)bits(rounder) - e->y_zp);
+    return (int32_t)((uint32_t)v - (bits(rounder) - (uint32_t)e->y_zp));
 }
 
 static float real(const sedq_epilogue *e, int j, int32_t raw)
