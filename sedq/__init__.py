@@ -50,31 +50,25 @@ if TYPE_CHECKING:
     __version__: str
 else:
     # Imported when they are first used: with SciPy they take several times as long to import as all the rest.
-    _LAZY = {
-        "DLRM": "sedq.models",
-        "ThresholdCalibration": "sedq.calibration",
-        "calibrate_thresholds": "sedq.calibration",
-        "datasets": "sedq",
-        "faults": "sedq",
-        "files": "sedq",
-    }
+    _SUBPACKAGES = ("calibration", "datasets", "faults", "files", "models")
+    _SUBPACKAGE_OF = {"DLRM": "models", "ThresholdCalibration": "calibration", "calibrate_thresholds": "calibration"}
 
     def __getattr__(name):
         from importlib import import_module, metadata
 
         if name == "__version__":
             value = metadata.version("sedq")
-        elif name not in _LAZY:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        elif _LAZY[name] == "sedq":
+        elif name in _SUBPACKAGES:
             value = import_module(f"sedq.{name}")
+        elif name in _SUBPACKAGE_OF:
+            value = getattr(import_module(f"sedq.{_SUBPACKAGE_OF[name]}"), name)
         else:
-            value = getattr(import_module(_LAZY[name]), name)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = value
         return value
 
     def __dir__():
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, *_SUBPACKAGES})
 
 
 __all__ = [

@@ -105,6 +105,23 @@ def test_the_reference_names_everything_public() -> None:
     assert listed - public == set()
 
 
+def test_the_map_of_the_source_names_what_is_there() -> None:
+    text = (DOCS / "development.md").read_text(encoding="utf-8")
+    source, core = ROOT / "sedq", ROOT / "sedq" / "_core"
+    folders = {f"{p.parent.relative_to(source)}/" for p in source.rglob("__init__.py") if p.parent != source}
+    files = [*source.glob("*.py"), *core.glob("_*.py"), *core.glob("*.pyx"), *(ROOT / "bench").glob("*.*")]
+    there = folders | {p.name for p in files} - {"asv.conf.json"}
+    assert [name for name in there if name not in text] == []
+    named = re.findall(r"`((?:\w+/)+\w+\.\w+)`", text.replace("<isa>", "avx2"))
+    assert len(named) > 10
+    assert [name for name in named if not any((at / name).exists() for at in (source, core, ROOT, DOCS))] == []
+    ways = text[text.index("## Three ways") : text.index("## Builds for tests")]
+    code = "\n".join(p.read_text(encoding="utf-8") for p in source.rglob("*") if p.suffix in (".py", ".pyx", ".h"))
+    names = set(re.findall(r"`(?:\w+\.)*(\w+)`", ways))
+    assert {"multiply", "verify_bag", "sedq_report", "accept"} <= names
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
+
+
 # ---- what checks detect
 
 

@@ -177,11 +177,14 @@ def test_import_sedq_does_not_import_scipy() -> None:
     assert ran.stdout.split() == []
 
 
-@pytest.mark.parametrize("name", ["DLRM", "ThresholdCalibration", "calibrate_thresholds", "datasets", "faults", "files"])
+@pytest.mark.parametrize("name", [*sedq._SUBPACKAGES, *sedq._SUBPACKAGE_OF])  # type: ignore[attr-defined]
 def test_what_is_imported_when_it_is_used_is_there(name: str) -> None:
     ran = python(f"import sys, sedq\nassert {name!r} in dir(sedq)\nassert {name!r} not in vars(sedq)\nprint(sedq.{name})")
     assert ran.returncode == 0, ran.stderr
     assert name in ran.stdout
+
+
+def test_an_unknown_name_is_no_attribute() -> None:
     with pytest.raises(AttributeError, match="module 'sedq' has no attribute 'no_such_name'"):
         sedq.no_such_name  # type: ignore[attr-defined] # noqa: B018
 
