@@ -333,8 +333,8 @@ def run(case: Case, rng: np.random.Generator, figures: Figures, trial: int) -> N
         except sedq.SoftErrorDetected:
             pass
         except ValueError as error:
-            # a struck scale or weight may make the sums of a request overflow, which the call says of its input
-            if "overflow" not in str(error) and "leaves the range" not in str(error):
+            # a struck number may make sums overflow, or values NaN, which the call says of its input
+            if not any(said in str(error) for said in ("overflow", "leaves the range", "give NaN")):
                 raise
     size = "1 bit" if flips == 1 else "2 to 8 bits of a word" if not spread else "2 to 8 bits"
     group = (case.kind, site, check, size, persistence)
