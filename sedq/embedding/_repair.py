@@ -160,7 +160,7 @@ def rebuild(kept: ProtectedRows, numbers: list[int], load: Load) -> RebuildRepor
 
 
 def _unconfirmed(kept: ProtectedRows, numbers: list[int], load: Load) -> str:
-    """Say which of some rows neither a source nor two witnesses confirm; nothing if there is none."""
+    """Name the rows that neither a source nor two witnesses confirm; return an empty text if all are confirmed."""
     originals = load(numbers).rows
     for number in numbers:
         stored, original = kept.stored(number), originals.get(number)

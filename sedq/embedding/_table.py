@@ -120,7 +120,7 @@ class StoredTable:
         locate: bool = False,
         parity: int | None = None,
     ) -> Self:
-        """Return a table of rows whose digests are written, and compute the redundancy that is asked for.
+        """Return a table of rows whose digests are written, and compute the redundancy that `locate` and `parity` name.
 
         Arguments as for `StoredTable` (source, layout) and `EmbeddingBag.from_float` (locate, parity); `data` has the rows.
         """

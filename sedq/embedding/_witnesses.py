@@ -27,7 +27,7 @@ from sedq.embedding._protected import ProtectedRows
 __all__ = ["Ruling", "judge"]
 
 Array = NDArray[Any]
-# what a row is said to be restored by if the stored bytes are right and only the digest was struck, by who confirms them
+# how a report names the repair of a row whose bytes are right, by the witness that confirms them
 HOW = {"locating sums": "corrected", "parity": "rebuilt", "source": "reloaded"}
 
 
